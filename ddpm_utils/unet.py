@@ -42,7 +42,7 @@ TINY = UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(False
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm, always computed in float32: exact statistics under bf16, and faster on a CPU. eps is the official code's."""
+    """GroupNorm, computed in float32: exact statistics under bf16, and faster on a CPU. eps as in the official code."""
 
     def __init__(self, groups: int, channels: int):
         super().__init__(groups, channels, eps=1e-6)
@@ -194,7 +194,7 @@ def _check_input(config: UNetConfig, xt: Tensor, t: Tensor, y: Tensor | None) ->
     multiple = 2 ** (len(config.multipliers) - 1)
     if xt.ndim != 4 or xt.shape[1] != config.image_channels or xt.shape[2] % multiple or xt.shape[3] % multiple:
         raise ValueError(
-            f"xt must be (B, {config.image_channels}, H, W) with H and W multiples of {multiple}, not {tuple(xt.shape)}."
+            f"xt must be (B, {config.image_channels}, H, W), H and W multiples of {multiple}, not {tuple(xt.shape)}."
         )
     if t.shape != xt.shape[:1]:
         raise ValueError(f"t must have the shape ({len(xt)},), one timestep per image, not {tuple(t.shape)}.")

@@ -1,0 +1,305 @@
+"""Train a diffusion model on CIFAR-10, and draw samples from it.
+
+    python main.py                                  train the SMALL U-Net; run again to continue
+    python main.py --minutes 30                     the same within 30 minutes, learning-rate schedule included
+    python main.py --data FOLDER                    your own images: FOLDER/CLASS/IMAGE
+    python main.py --preset paper --no-labels       the 35.7M-parameter U-Net of Ho et al.
+    torchrun --nproc_per_node=4 main.py             one model on four GPUs
+    python main.py sample --label 3 --guidance 2    draw images of class 3
+
+Training writes samples/step_NNNNNN.png, checkpoints/last.safetensors and log.csv into --out.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TextIO
+
+import torch
+import torch.distributed as dist
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model
+from ddpm_utils.data import load_images
+from ddpm_utils.diffusion import DDPM, cosine_betas, linear_betas, posterior_variances
+from ddpm_utils.hardware import Setup, best_device, fastest, measure_setups
+from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, start_noise
+from ddpm_utils.training import Progress, Run, TrainConfig, load_run, option, save_run, train
+from ddpm_utils.unet import PAPER, SMALL, TINY, UNet, UNetConfig
+
+PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
+SAMPLERS = {
+    "ddim": lambda o, *a, generator: sample_ddim(*a, steps=o.steps, eta=o.eta, generator=generator),
+    "ddpm": lambda o, *a, generator: sample_ddpm(*a, steps=o.steps, generator=generator),
+    "ddpm-posterior": lambda o, *a, generator: sample_ddpm(
+        *a, steps=o.steps, variances=posterior_variances, generator=generator
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions(TrainConfig):
+    preset: str = option("small", f"size of the U-Net: {', '.join(PRESETS)}")
+    labels: bool = option(True, "condition on the class of the image")
+    data: str = option("auto", "auto, cifar10, shapes, or a folder of class folders of images")
+    schedule: str = option("linear", f"noise schedule: {', '.join(SCHEDULES)}")
+    T: int = option(1000, "number of noising steps")
+    out: str = option(".", "folder for samples/, checkpoints/ and log.csv")
+    init_from: str = option("", "start a new run from the EMA weights of this checkpoint")
+    sample_every: int = option(1000, "steps between two grids of samples")
+    save_every: int = option(200, "steps between two checkpoints")
+    device: str = option("", "cpu, cuda, mps; by default the best there is")
+    bf16: bool | None = option(None, "compute in bfloat16; by default whatever is measured to be faster")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _one_of("preset", self.preset, PRESETS)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        for name in ("T", "sample_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    checkpoint: str = option(
+        "", "by default checkpoints/last.safetensors, or else the model that ships with the module"
+    )
+    number: int = option(64, "how many images")
+    sampler: str = option(
+        "ddim", "ddim, or ddpm (ancestral, sigma^2 = beta), or ddpm-posterior (sigma^2 = posterior variance)"
+    )
+    steps: int = option(50, "how many denoising steps")
+    eta: float = option(0.0, "noise of the ddim sampler, from 0 to 1")
+    label: int = option(-1, "class to draw; -1: all classes in turn")
+    guidance: float = option(1.0, "1: plain conditional; above 1: more typical images; 0: labels ignored")
+    seed: int = option(0, "the same seed draws the same images")
+    output: str = option("samples/samples.png", "where the grid goes")
+    device: str = option("", "cpu, cuda, mps; by default the best there is")
+
+    def __post_init__(self):
+        _one_of("sampler", self.sampler, SAMPLERS)
+        for name in ("number", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, TrainOptions)
+    commands = parser.add_subparsers(
+        dest="command", metavar="sample", title="other commands (each with its own --help)"
+    )
+    sampling = commands.add_parser(
+        "sample", help="draw images from a trained model", description="Draw images from a trained model."
+    )
+    add_options(sampling, SampleOptions)
+    arguments = vars(parser.parse_args())
+    try:
+        if arguments.pop("command") == "sample":
+            return run_sampling(SampleOptions(**{f.name: arguments[f.name] for f in fields(SampleOptions)}))
+        return run_training(TrainOptions(**arguments))
+    except (ValueError, FileNotFoundError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 2
+    except (OSError, FloatingPointError) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 1
+
+
+def run_training(options: TrainOptions) -> int:
+    """Train, or continue, the run in options.out. Returns the exit status."""
+    distributed = "RANK" in os.environ  # set by torchrun
+    device = pick_device(options.device)
+    if distributed:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    first = not distributed or dist.get_rank() == 0  # the process that speaks and writes
+    say = print if first else lambda *_: None
+
+    data = load_images(options.data)
+    ddpm = DDPM(SCHEDULES[options.schedule](options.T))
+    config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
+    unet = replace(PRESETS[options.preset], num_classes=len(data.class_names) if options.labels else 0)
+    out = Path(options.out)
+    checkpoint = out / "checkpoints" / "last.safetensors"
+
+    if checkpoint.exists():
+        run, setup = load_run(checkpoint, ddpm, data, config, device)
+        if run.model.config != unet:
+            raise ValueError(f"{checkpoint} holds another model (--preset or --labels differ); choose another --out.")
+        say(f"Continuing {checkpoint} at step {run.step}.")
+    else:
+        torch.manual_seed(config.seed)  # the initial weights
+        run = Run(initial_model(unet, options.init_from).to(device), config)
+        shared = [pick_setup(run.model, config, options.bf16) if first else None]
+        if distributed:  # measured apart, the processes might not agree
+            dist.broadcast_object_list(shared, src=0)
+        setup = shared[0]
+    parameters = sum(p.numel() for p in run.model.parameters())
+    say(f"{data.source}, {len(data)} images; {device}, {setup}; {options.preset} U-Net, {parameters:,} parameters.")
+    if run.fraction >= 1:
+        say(f"This run is finished ({run.step} steps). Give more --steps or --minutes to go on, or another --out.")
+        return 0
+
+    def keep() -> None:
+        save_run(checkpoint, run, ddpm, data, setup)
+
+    def draw() -> None:
+        picture = out / "samples" / f"step_{run.step:06d}.png"
+        write_grid(picture, Trained(run.ema.model, ddpm, data.class_names, {}), SampleOptions(guidance=2.0), setup)
+
+    if not first:
+        for _ in train(run, ddpm, data, setup):
+            pass
+        return 0
+    stopped = stop_flag()
+    with open_log(out / "log.csv", run.step) as log, tqdm(initial=run.step, unit="step") as bar:
+        bar.total = None if config.minutes else config.steps
+        for progress in train(run, ddpm, data, setup):
+            bar.set_postfix_str(describe(progress), refresh=False)
+            bar.update()
+            if run.step % 10 == 0:
+                columns = progress.step, progress.loss, progress.lr, progress.images_per_second, progress.seconds
+                print(*(f"{value:.6g}" for value in columns), sep=",", file=log, flush=True)
+            if run.step % options.save_every == 0 or stopped:
+                keep()
+            if stopped:
+                print(f"\nStopped at step {run.step}; the same command continues from there.")
+                return 130
+            if run.step % options.sample_every == 0:
+                draw()
+    keep()
+    draw()
+    print(
+        f"Done: {run.step} steps in {run.seconds / 60:.0f} minutes. Weights: {checkpoint}; samples: {out / 'samples'}."
+    )
+    return 0
+
+
+def run_sampling(options: SampleOptions) -> int:
+    """Draw a grid of images. Returns the exit status."""
+    device = pick_device(options.device)
+    default = Path("checkpoints/last.safetensors")
+    path = Path(options.checkpoint) if options.checkpoint else default if default.exists() else PRETRAINED
+    trained = load_model(path, device)
+    setup = fastest(measure_setups(trained.model))
+    write_grid(Path(options.output), trained, options, setup)
+    print(f"{options.number} images from {path.name} ({setup}): {options.output}")
+    return 0
+
+
+def write_grid(path: Path, trained: Trained, options: SampleOptions, setup: Setup) -> None:
+    """Draw options.number images, in chunks that fit any memory, and write them as one picture."""
+    model, ddpm, classes = setup.arrange(trained.model), trained.ddpm, trained.model.config.num_classes
+    device = next(model.parameters()).device
+    if options.label >= 0 and not classes:
+        raise ValueError("label was given, but this model was trained without classes.")
+    if options.label >= classes > 0:
+        raise ValueError(f"label must lie in 0...{classes - 1}: {', '.join(trained.class_names)}.")
+    x_T, generator = start_noise(options.number, options.seed)
+    y = (
+        (torch.arange(options.number) % classes if options.label < 0 else torch.full((options.number,), options.label))
+        if classes
+        else None
+    )
+    images = []
+    for i in range(0, options.number, 64):
+        labels = None if y is None else y[i : i + 64].to(device)
+        eps_model = noise_model(model, labels, options.guidance if classes else 1.0, setup)
+        images.append(
+            last(
+                SAMPLERS[options.sampler](options, eps_model, ddpm, x_T[i : i + 64].to(device), generator=generator)
+            ).cpu()
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(torch.cat(images), path, nrow=10 if classes == 10 else 8, normalize=True, value_range=(-1, 1), padding=1)
+
+
+def initial_model(config: UNetConfig, path: str) -> UNet:
+    """A new model, or one that starts from the EMA weights of another run."""
+    if not path:
+        return UNet(config)
+    model = load_model(path).model.requires_grad_(True)
+    if model.config != config:
+        raise ValueError(f"{path} holds another model than --preset and --labels ask for.")
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name) if name else best_device()
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, for a name or a device that is not there
+        raise ValueError(f"device {name} cannot be used here ({str(error).splitlines()[0]}).") from error
+    return device
+
+
+def pick_setup(model: UNet, config: TrainConfig, bf16: bool | None) -> Setup:
+    """The fastest way to compute here, and a word on how long the run will take."""
+    seconds = measure_setups(model)
+    setup = fastest({s: seconds[s] for s in seconds if bf16 is None or s.bf16 == bf16})
+    for candidate, value in seconds.items():
+        print(f"  {candidate}: {1 / value:.0f} images per second{'  <- taken' if candidate == setup else ''}")
+    hours = seconds[setup] * config.batch_size * config.steps / 3600
+    print(f"At this speed {config.steps} steps take about {hours:.1f} hours here; --minutes sets a budget instead.")
+    return setup
+
+
+def describe(progress: Progress) -> str:
+    left = progress.seconds_left
+    clock = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.0f} min"
+    return f"loss {progress.loss:.4f}, {progress.images_per_second:.0f} img/s, {clock} left"
+
+
+def open_log(path: Path, step: int) -> TextIO:
+    """log.csv, ready to append to; lines beyond the step that the run continues from are dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines()[1:] if path.exists() and step else []
+    kept = [line for line in lines if line and int(line.split(",")[0]) <= step]
+    path.write_text("\n".join(["step,loss,lr,images_per_second,seconds", *kept, ""]))
+    return path.open("a")
+
+
+def stop_flag() -> list[int]:
+    """A list that is no longer empty once Ctrl-C was pressed: a run stops between two steps, not within one."""
+    pressed: list[int] = []
+
+    def on_signal(number: int, _frame) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    signal.signal(signal.SIGINT, on_signal)
+    return pressed
+
+
+def add_options(parser: argparse.ArgumentParser, options: type) -> None:
+    """One command-line option per field of the dataclass, with its default and its help."""
+    for item in fields(options):
+        text = item.metadata["help"].replace("%", "%%") + (
+            "" if item.default in ("", None) else f" (default: {item.default})"
+        )
+        name = "--" + item.name.replace("_", "-")
+        if item.type in (bool, "bool | None", bool | None):
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=item.default, help=text)
+        else:
+            parser.add_argument(
+                name, type=type(item.default), default=item.default, help=text, metavar=item.name.upper()
+            )
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

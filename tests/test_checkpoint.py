@@ -1,0 +1,119 @@
+"""What is saved comes back, and whatever is not a whole checkpoint is refused in one sentence."""
+
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ddpm_utils.checkpoint import export_model, load_checkpoint, load_model, model_info, save_checkpoint
+from ddpm_utils.diffusion import linear_betas
+from ddpm_utils.unet import TINY, UNet
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = UNet(replace(TINY, num_classes=2))
+    torch.nn.init.normal_(model.conv_out.weight)
+    tensors = {f"ema.{name}": value for name, value in model.state_dict().items()}
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, {**tensors, "betas": linear_betas()}, {**model_info(model, ("cat", "dog")), "step": 7})
+    return path, model
+
+
+def test_a_model_comes_back_as_it_was(saved):
+    path, model = saved
+    trained = load_model(path)
+    x, t, y = torch.randn(2, 3, 32, 32), torch.tensor([0, 999]), torch.tensor([0, 2])
+    assert torch.equal(trained.model(x, t, y), model.eval()(x, t, y))
+    assert trained.class_names == ("cat", "dog") and trained.info["step"] == 7
+    assert torch.equal(trained.ddpm.betas, linear_betas()) and not trained.model.training
+
+
+def test_the_exported_file_is_small_and_close(saved, tmp_path):
+    path, model = saved
+    slim = tmp_path / "slim.safetensors"
+    export_model(path, slim)
+    assert slim.stat().st_size < 0.55 * path.stat().st_size
+    x, t = torch.randn(1, 3, 32, 32), torch.tensor([500])
+    expected = model.eval()(x, t)
+    assert (load_model(slim).model(x, t) - expected).abs().max() < 0.01 * expected.abs().max()
+    assert torch.equal(load_model(slim).ddpm.betas, linear_betas())  # the schedule is not rounded
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    for path in (tmp_path / "none.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match="There is no checkpoint"):
+            load_checkpoint(path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000])
+def test_a_truncated_file(saved, keep):
+    path, _ = saved
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_file_that_is_something_else(tmp_path):
+    path = tmp_path / "notes.safetensors"
+    path.write_text("not a checkpoint at all, but long enough to hold a header's length")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        load_checkpoint(path)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
+        load_checkpoint(path)
+
+
+def test_a_flipped_byte_is_found(saved):
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+
+
+def test_a_newer_format_says_so(saved):
+    path, _ = saved
+    tensors, _ = load_checkpoint(path)
+    with safe_open(path, "pt") as file:
+        info = json.loads(file.metadata()["ddpm_utils"])
+    save_file(tensors, path, metadata={"ddpm_utils": json.dumps({**info, "format": 99})})
+    with pytest.raises(ValueError, match="newer version"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_without_a_model_is_refused(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_checkpoint(path, {"ema.x": torch.zeros(1)}, {"anything": 1})
+    with pytest.raises(ValueError, match="does not hold a complete model"):
+        load_model(path)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(saved):
+    """A limit on the size of files stands for the full disk: the write fails in the operating system, midway."""
+    path, _ = saved
+    resource = pytest.importorskip("resource", reason="Windows has no such limits")
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be saved .* unchanged"):
+            save_checkpoint(path, {"x": torch.zeros(1_000_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="could not be saved"):
+        save_checkpoint(tmp_path / "file" / "model.safetensors", {"x": torch.zeros(1)}, {})

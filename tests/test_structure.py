@@ -1,0 +1,52 @@
+"""The house rules that can be checked: the order of the chapters, no headless matplotlib, one sentence per public name."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import ddpm_utils
+
+FOLDER = Path(ddpm_utils.__file__).parent
+ORDER = ["embedding", "diffusion", "unet", "data", "hardware", "checkpoint", "sampling", "training", "plots", "widgets"]
+
+
+def local_imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ddpm_utils."):
+            yield node.module.split(".")[1]
+
+
+def test_every_file_is_in_the_order():
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_a_file_imports_only_files_above_it(name):
+    assert set(local_imports(FOLDER / f"{name}.py")) <= set(ORDER[: ORDER.index(name)])
+
+
+def test_training_and_sampling_need_no_matplotlib():
+    code = "import main, sys; print([m for m in ('matplotlib', 'ipywidgets', 'IPython') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=FOLDER.parent, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_everything_public_says_what_it_is(name):
+    module = import_module(f"ddpm_utils.{name}")
+    assert module.__doc__
+    for key, value in vars(module).items():
+        if not key.startswith("_") and getattr(value, "__module__", "") == module.__name__ and callable(value):
+            assert inspect.getdoc(value), f"{name}.{key} has no docstring"
+
+
+def test_nothing_that_is_loaded_can_hold_code():
+    for path in [*FOLDER.rglob("*.py"), FOLDER.parent / "main.py"]:
+        assert "torch.load" not in path.read_text() and "import pickle" not in path.read_text()
