@@ -5,7 +5,7 @@
     python main.py --data FOLDER                    your own images: FOLDER/CLASS/IMAGE
     python main.py --preset paper --no-labels       the 35.7M-parameter U-Net of Ho et al.
     torchrun --nproc_per_node=4 main.py             one model on four GPUs
-    python main.py sample --label 3 --guidance 2    draw images of class 3
+    python main.py sample --label 3 --guidance 2    draw images of class 3; `python main.py sample --help` has more
 
 Training writes samples/step_NNNNNN.png, checkpoints/last.safetensors and log.csv into --out.
 """
@@ -90,21 +90,24 @@ class SampleOptions:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, TrainOptions)
-    commands = parser.add_subparsers(
-        dest="command", metavar="sample", title="other commands (each with its own --help)"
-    )
-    sampling = commands.add_parser(
-        "sample", help="draw images from a trained model", description="Draw images from a trained model."
-    )
-    add_options(sampling, SampleOptions)
-    arguments = vars(parser.parse_args())
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One sentence instead of the whole usage: --help is there for that."""
+        self.exit(2, f"main.py: {message} (--help lists the options)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: argv without the program's name. Returns the exit status; bad options exit with 2."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["sample"]:
+        command, options, words = run_sampling, SampleOptions, words[1:]
+    else:
+        command, options = run_training, TrainOptions
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    add_options(parser, options)
+    arguments = parser.parse_args(words)
     try:
-        if arguments.pop("command") == "sample":
-            return run_sampling(SampleOptions(**{f.name: arguments[f.name] for f in fields(SampleOptions)}))
-        return run_training(TrainOptions(**arguments))
+        return command(options(**vars(arguments)))
     except (ValueError, FileNotFoundError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 2

@@ -37,8 +37,8 @@ class UNetConfig:
 
 
 PAPER = UNetConfig()
-SMALL = UNetConfig(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(False, False, True), groups=4)
-TINY = UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(False, False, True), groups=2, dropout=0.0)
+SMALL = UNetConfig(64, multipliers=(1, 2, 2), blocks=1, attention=(False, False, True), groups=4, dropout=0.0)
+TINY = UNetConfig(32, multipliers=(1, 2, 2), blocks=1, attention=(False, False, True), groups=2, dropout=0.0)
 
 
 class Norm(nn.GroupNorm):

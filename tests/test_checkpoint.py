@@ -104,7 +104,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(saved):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="could not be saved .* unchanged"):
+        with pytest.raises(OSError, match=r"could not be saved .* unchanged"):
             save_checkpoint(path, {"x": torch.zeros(1_000_000)}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -352,6 +352,17 @@ def test_a_value_and_a_class_can_be_asked_for() -> None:
     assert block.verdict(lambda c_in, c_out: nn.Linear(c_in, c_in)).startswith("Not yet: the shape is (2, 4)")
 
 
+def test_a_comparison_that_fails_is_told_and_not_raised() -> None:
+    exercise = Exercise("e", lambda: 1.0, compare=lambda got, want: "" if got.item() == want else "it differs")
+    assert exercise.verdict(lambda: [1]).startswith("Not yet: a list of 1 cannot be compared with what is wanted: Attr")
+
+
+def test_an_error_is_a_known_mistake_only_if_it_says_the_same() -> None:
+    exercise = Exercise("e", lambda x: 1.0, lambda: [(1.0,)], {"x is a number.": lambda x: x.size()})
+    assert exercise.verdict(lambda x: x.size(0)) == "Not yet: x is a number."
+    assert exercise.verdict(lambda x: x.shape) != "Not yet: x is a number."
+
+
 @pytest.mark.parametrize(
     ("mistakes", "cases"),
     [

@@ -29,7 +29,7 @@ def knows(ddpm, x0):
 
 
 def mixture_eps(ddpm):
-    """E[eps | x_t] for the 2-D Gaussian mixture above: -sqrt(1 - alpha_bar) times the score, by the textbook formula."""
+    """E[eps | x_t] for the 2-D mixture above: -sqrt(1 - alpha_bar) times the score, by the textbook formula."""
 
     def eps(xt, t):
         alpha_bar = ddpm.alpha_bars[t][:, None]

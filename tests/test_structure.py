@@ -1,4 +1,4 @@
-"""The house rules that can be checked: the order of the chapters, no headless matplotlib, one sentence per public name."""
+"""The house rules that can be checked: the order of the chapters, no matplotlib without need, docstrings."""
 
 import ast
 import inspect

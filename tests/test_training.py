@@ -201,8 +201,17 @@ def test_a_tiny_model_beats_the_best_constant_answer_on_shapes():
 
 @pytest.mark.parametrize(
     "field,value",
-    [("steps", 0), ("batch_size", -1), ("lr", 0.0), ("lr", math.nan), ("minutes", -1.0), ("ema_decay", 1.5)]
-    + [("label_dropout", -0.1), ("warmup_steps", 0), ("grad_clip", 0.0)],
+    [
+        ("steps", 0),
+        ("batch_size", -1),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("minutes", -1.0),
+        ("ema_decay", 1.5),
+        ("label_dropout", -0.1),
+        ("warmup_steps", 0),
+        ("grad_clip", 0.0),
+    ],
 )
 def test_an_impossible_setting_is_named(field, value):
     with pytest.raises(ValueError, match=field):

@@ -101,7 +101,9 @@ def test_norm_is_group_norm_by_hand():
 def test_attention_is_a_softmax_average_by_hand():
     attention, x = awake(Attention(8, 2)), torch.randn(1, 8, 3, 3)
     pixels = attention.norm(x)[0].reshape(8, 9).T
-    q, k, v = (pixels @ w.T + b for w, b in zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True))
+    q, k, v = (
+        pixels @ w.T + b for w, b in zip(attention.qkv.weight.chunk(3), attention.qkv.bias.chunk(3), strict=True)
+    )
     weights = torch.stack([torch.softmax(torch.stack([qi @ kj for kj in k]) / 8**0.5, 0) for qi in q])
     expected = x + (weights @ v @ attention.out.weight.T + attention.out.bias).T.reshape(1, 8, 3, 3)
     assert torch.allclose(attention(x), expected, atol=1e-5)
@@ -152,7 +154,8 @@ def test_labels_for_a_model_without_classes_are_refused():
 
 
 @pytest.mark.parametrize(
-    "change", [{"channels": 0}, {"channels": 33}, {"groups": 7}, {"attention": (True,)}, {"dropout": 1.0}, {"blocks": 0}]
+    "change",
+    [{"channels": 0}, {"channels": 33}, {"groups": 7}, {"attention": (True,)}, {"dropout": 1.0}, {"blocks": 0}],
 )
 def test_an_impossible_config_is_refused(change):
     with pytest.raises(ValueError):
