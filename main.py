@@ -182,9 +182,7 @@ def run_training(options: TrainOptions) -> int:
                 draw()
     keep()
     draw()
-    print(
-        f"Done: {run.step} steps in {run.seconds / 60:.0f} minutes. Weights: {checkpoint}; samples: {out / 'samples'}."
-    )
+    print(f"Done: {run.step} steps in {run.seconds / 60:.0f} minutes. See {out / 'samples'}; weights: {checkpoint}.")
     return 0
 
 
@@ -209,20 +207,14 @@ def write_grid(path: Path, trained: Trained, options: SampleOptions, setup: Setu
     if options.label >= classes > 0:
         raise ValueError(f"label must lie in 0...{classes - 1}: {', '.join(trained.class_names)}.")
     x_T, generator = start_noise(options.number, options.seed)
-    y = (
-        (torch.arange(options.number) % classes if options.label < 0 else torch.full((options.number,), options.label))
-        if classes
-        else None
-    )
+    in_turn = torch.arange(options.number) % max(classes, 1)
+    y = in_turn if options.label < 0 else torch.full_like(in_turn, options.label)
     images = []
-    for i in range(0, options.number, 64):
-        labels = None if y is None else y[i : i + 64].to(device)
+    for part in torch.arange(options.number).split(64):
+        labels = y[part].to(device) if classes else None
         eps_model = noise_model(model, labels, options.guidance if classes else 1.0, setup)
-        images.append(
-            last(
-                SAMPLERS[options.sampler](options, eps_model, ddpm, x_T[i : i + 64].to(device), generator=generator)
-            ).cpu()
-        )
+        steps = SAMPLERS[options.sampler](options, eps_model, ddpm, x_T[part].to(device), generator=generator)
+        images.append(last(steps).cpu())
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(torch.cat(images), path, nrow=10 if classes == 10 else 8, normalize=True, value_range=(-1, 1), padding=1)
 
@@ -287,9 +279,8 @@ def stop_flag() -> list[int]:
 def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     """One command-line option per field of the dataclass, with its default and its help."""
     for item in fields(options):
-        text = item.metadata["help"].replace("%", "%%") + (
-            "" if item.default in ("", None) else f" (default: {item.default})"
-        )
+        default = "" if item.default in ("", None) else f" (default: {item.default})"
+        text = item.metadata["help"] + default
         name = "--" + item.name.replace("_", "-")
         if item.type in (bool, "bool | None", bool | None):
             parser.add_argument(name, action=argparse.BooleanOptionalAction, default=item.default, help=text)

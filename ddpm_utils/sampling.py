@@ -82,8 +82,7 @@ def sample_ddpm(
         if clip:
             x0_hat = x0_hat.clamp(-1, 1)
         yield Step(int(timesteps[i]), xt, x0_hat)
-        noise = torch.randn(xt.shape, generator=generator, device=xt.device, dtype=xt.dtype)
-        xt = chain.p_sample(x0_hat, xt, index, noise, sigma2)
+        xt = chain.p_sample(x0_hat, xt, index, noise_like(xt, generator), sigma2)
     yield Step(-1, xt, xt)
 
 
@@ -120,8 +119,14 @@ def sample_ddim(
         variance = eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)  # eq. 16
         xt = alpha_bar_prev**0.5 * x0_hat + max(1 - alpha_bar_prev - variance, 0.0) ** 0.5 * eps_hat
         if variance > 0:
-            xt = xt + variance**0.5 * torch.randn(xt.shape, generator=generator, device=xt.device, dtype=xt.dtype)
+            xt = xt + variance**0.5 * noise_like(xt, generator)
     yield Step(-1, xt, xt)
+
+
+def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """z ~ N(0, I) like x, drawn where the generator lives (a CPU generator serves a model on a GPU too)."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 
 def last(steps: Iterator[Step]) -> Tensor:

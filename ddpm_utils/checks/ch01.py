@@ -112,10 +112,9 @@ shift_matrix = Exercise(
             _blocks(k, torch.ones_like(frequencies))
         ),
         "this fits sines and cosines that take turns; here all the sines come first.": _pair_by_pair,
-        "sine and cosine have changed places; at k = 0 this must be the identity.": lambda k, frequencies: _blocks(
-            math.pi / 2, torch.ones_like(frequencies)
-        )
-        @ _blocks(-k, frequencies),
+        "sine and cosine have changed places; at k = 0 this must be the identity.": lambda k, frequencies: (
+            _blocks(math.pi / 2, torch.ones_like(frequencies)) @ _blocks(-k, frequencies)
+        ),
     },
     note="One matrix moves every timestep k steps on.",
 )
