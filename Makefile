@@ -17,7 +17,7 @@ help:
 
 lab: .venv/lab.done
 	@echo "Opening JupyterLab on notebooks/00_start_here.ipynb; stop it with Ctrl-C."
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb $(LAB_OPTIONS)
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb $(LAB_OPTIONS)
 
 test: test-module test-notebooks
 
