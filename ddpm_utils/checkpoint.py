@@ -42,6 +42,7 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], info: dict) ->
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, metadata={"ddpm_utils": text})
+        partial.chmod(0o644)  # safetensors makes files that only their owner may read
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())  # the content must be on the disk before the name points to it
         os.replace(partial, path)
