@@ -68,7 +68,8 @@ def sample_ddpm(
 ) -> Iterator[Step]:
     """Ancestral sampling, Algorithm 2, over all T steps or over `steps` of them, evenly spaced.
 
-    variances: beta_variances or posterior_variances, of the chain that is walked.
+    variances: beta_variances or posterior_variances, of the chain that is walked. In a short chain beta leaves
+    noise behind: take posterior_variances there.
     clip: the x_0 estimate to [-1, 1] before each step, as the official code does.
     """
     timesteps = spaced_timesteps(ddpm.T, ddpm.T if steps is None else steps)
