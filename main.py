@@ -73,7 +73,7 @@ class SampleOptions:
     )
     number: int = option(64, "how many images")
     sampler: str = option(
-        "ddim", "ddim, or ddpm (ancestral, sigma^2 = beta), or ddpm-posterior (sigma^2 = posterior variance)"
+        "ddpm-posterior", "ddpm-posterior (ancestral, sigma^2 = posterior variance), ddpm (sigma^2 = beta), or ddim"
     )
     steps: int = option(50, "how many denoising steps")
     eta: float = option(0.0, "noise of the ddim sampler, from 0 to 1")

@@ -1,7 +1,10 @@
-"""Exercises of chapter 04: the simple loss, the bound seen from x0, and timesteps drawn unevenly."""
+"""Exercises of chapter 04: the simple loss, the bound seen from x0, one training step, and timesteps drawn unevenly."""
+
+import copy
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..diffusion import DDPM, linear_betas
 from . import Exercise
@@ -98,6 +101,81 @@ x0_weight = Exercise(
         ),
     },
     note="Half the signal-to-noise ratio that is lost between t-1 and t: summed over t it telescopes.",
+)
+
+
+class _Toy(nn.Module):
+    """Stands for the U-Net: small, and it knows the time."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, xt: Tensor, t: Tensor) -> Tensor:
+        return self.conv(xt) + 0.001 * t.view(-1, 1, 1, 1)
+
+
+def _step_cases() -> list[tuple]:
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 3, 4, 3, 8, 8, generator=generator)  # three batches of four
+    t = torch.randint(1000, (3, 4), generator=generator)
+    return [(x0, t, eps, decay) for decay in (0.9, 0.6)]
+
+
+def _three_steps(step, x0, t, eps, decay) -> Tensor | None:
+    """All weights and their averages after three steps, and whether the average hangs on autograd's graph."""
+    model, ddpm = _Toy(), DDPM(linear_betas())
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    for batch in zip(x0, t, eps, strict=True):
+        step(model, average, optimizer, ddpm, *batch, decay)
+    if all(p.grad is None for p in model.parameters()):
+        return None  # nothing was tried
+    graph = float(any(p.requires_grad for p in average.parameters()))
+    weights = [p.detach().flatten() for net in (model, average) for p in net.parameters()]
+    return torch.cat([*weights, torch.tensor([graph])])
+
+
+def _step(model, average, optimizer, ddpm, x0, t, eps, decay, *, slip=""):
+    loss = ddpm.loss(model, x0, t, eps).mean()
+    if slip != "no zero_grad":
+        optimizer.zero_grad()
+    loss.backward(loss.detach() if slip == "backward(loss)" else None)
+    if slip == "average first":
+        _average(average, model, decay)
+    if slip != "no step":
+        optimizer.step()
+    if slip == "in the graph":
+        for a, p in zip(average.parameters(), model.parameters(), strict=True):
+            a.lerp_(p, 1 - decay)
+    elif slip not in ("no average", "average first"):
+        _average(average, model, 1 - decay if slip == "swapped" else decay)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for a, p in zip(average.parameters(), model.parameters(), strict=True):
+        a.lerp_(p, 1 - decay)
+
+
+one_step = Exercise(
+    "one_step",
+    reference=_step,
+    cases=_step_cases,
+    run=_three_steps,
+    mistakes={
+        sentence: partial(_step, slip=slip)
+        for slip, sentence in {
+            "no zero_grad": "the gradients of earlier steps are still there: clear them before backward.",
+            "no step": "the weights never move: call optimizer.step().",
+            "backward(loss)": "backward(loss) multiplies the gradient by the loss; call plain backward().",
+            "swapped": "the shares are swapped: the average keeps decay of itself and takes 1 - decay of the model.",
+            "average first": "the average took in the weights from before the step; update it after the optimizer.",
+            "no average": "the model learns, but the average never moves.",
+            "in the graph": "autograd records the average, so memory grows with every step: use torch.no_grad().",
+        }.items()
+    },
+    note="Algorithm 1 is this, once per batch.",
 )
 
 
