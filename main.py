@@ -85,6 +85,8 @@ class SampleOptions:
 
     def __post_init__(self):
         _one_of("sampler", self.sampler, SAMPLERS)
+        if self.eta < 0 or (self.eta and self.sampler != "ddim"):
+            raise ValueError(f"eta must not be negative, and belongs to --sampler ddim alone; it is {self.eta}.")
         for name in ("number", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")

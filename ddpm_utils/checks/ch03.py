@@ -1,9 +1,15 @@
 """Exercises of chapter 03."""
 
-import torch
-from torch import Tensor
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 
-from ..unet import Attention, UNet, UNetConfig
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..unet import Attention, Downsample, Norm, UNet, UNetConfig, Upsample, zero_init
 from . import Exercise
 
 
@@ -46,82 +52,249 @@ resblock_parameters = Exercise(
 )
 
 
-def _scale_shift_cases() -> list[tuple]:
+class _Block(nn.Module):
+    """The ResBlock of chapter 3 without dropout; its subclasses make one mistake each."""
+
+    def __init__(self, c_in: int, c_out: int, emb_dim: int, groups: int):
+        super().__init__()
+        self.norm1 = Norm(groups, c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.emb_proj = nn.Linear(emb_dim, c_out)
+        self.norm2 = Norm(groups, c_out)
+        self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def time(self, emb: Tensor) -> Tensor:
+        return self.emb_proj(F.silu(emb))[:, :, None, None]
+
+    def correction(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))) + self.time(emb))))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.shortcut(x) + self.correction(x, emb)
+
+
+class _WrongAxis(_Block):
+    def time(self, emb: Tensor) -> Tensor:
+        return self.emb_proj(F.silu(emb))[:, :, None]
+
+
+class _NoSiluOnTime(_Block):
+    def time(self, emb: Tensor) -> Tensor:
+        return self.emb_proj(emb)[:, :, None, None]
+
+
+class _NoNorm2(_Block):
+    def correction(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv2(F.silu(self.conv1(F.silu(self.norm1(x))) + self.time(emb)))
+
+
+class _TimeAfterNorm2(_Block):
+    def correction(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x)))) + self.time(emb)))
+
+
+class _NoTime(_Block):
+    def correction(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class _ConvFirst(_Block):
+    def correction(self, x: Tensor, emb: Tensor) -> Tensor:
+        return F.silu(self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x))) + self.time(emb))))
+
+
+class _NoShortcut(_Block):
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        return self.correction(x, emb)
+
+
+class _NotZero(_Block):
+    def __init__(self, *sizes: int):
+        super().__init__(*sizes)
+        self.conv2.reset_parameters()
+
+
+def _fill(block: nn.Module, but: str = " ") -> None:
+    """Parameters that depend on their names only, so that two blocks compare whatever the order of their layers."""
+    for name, parameter in sorted(block.named_parameters()):
+        if not name.startswith(but):
+            g = torch.Generator().manual_seed(sum(map(ord, name)))
+            parameter.data = torch.randn(parameter.shape, generator=g) / parameter[0].numel() ** 0.5
+
+
+def _run_block(block_class: type[nn.Module], c_in: int, c_out: int) -> Tensor | None:
+    """Outputs as the block starts (but for conv2, filled alike), and with all its parameters filled."""
+    block = block_class(c_in, c_out, 16, 2)
     g = torch.Generator().manual_seed(0)
-    return [
-        (torch.randn(B, C, S, S, generator=g), torch.randn(B, 2 * C, generator=g))
-        for B, C, S in ((3, 4, 5), (2, 2, 2), (1, 6, 4))
-    ]
+    x, emb = torch.randn(8, c_in, 8, 6, generator=g), torch.randn(8, 16, generator=g)
+    outputs = []
+    for but in ("conv2", " "):
+        _fill(block, but)
+        outputs.append(block(x, emb))
+    return None if outputs[0] is None else torch.cat(outputs)
 
 
-def _halves(emb: Tensor) -> tuple[Tensor, Tensor]:
-    scale, shift = emb[:, :, None, None].chunk(2, dim=1)
-    return scale, shift
-
-
-def _interleaved(h: Tensor, emb: Tensor) -> Tensor:
-    scale, shift = emb[:, 0::2, None, None], emb[:, 1::2, None, None]
-    return h * (1 + scale) + shift
-
-
-def _shift_first(h: Tensor, emb: Tensor) -> Tensor:
-    scale, shift = _halves(emb)
-    return (h + shift) * (1 + scale)
-
-
-def _swapped(h: Tensor, emb: Tensor) -> Tensor:
-    shift, scale = _halves(emb)
-    return h * (1 + scale) + shift
-
-
-def _one_none_missing(h: Tensor, emb: Tensor) -> Tensor:
-    scale, shift = emb[:, :, None].chunk(2, dim=1)
-    return h * (1 + scale) + shift
-
-
-scale_shift = Exercise(
-    "scale_shift",
-    reference=lambda h, emb: h * (1 + _halves(emb)[0]) + _halves(emb)[1],
-    cases=_scale_shift_cases,
+my_block = Exercise(
+    "my_block",
+    reference=_Block,
+    cases=lambda: [(8, 8), (8, 4)],
+    run=_run_block,
     mistakes={
-        "with a scale of 0 your h disappears; multiply by 1 + scale, so that zeros change nothing.": (
-            lambda h, emb: h * _halves(emb)[0] + _halves(emb)[1]
-        ),
-        "the halves are swapped: the first C numbers are the scale, the last C the shift.": _swapped,
-        "you scale the shift as well; scale h first, then add.": _shift_first,
-        "this takes every other number; the scale is the first half, the shift the second.": _interleaved,
-        "only the shift arrives: that is what our ResBlock does already.": lambda h, emb: h + _halves(emb)[1],
-        "one None is missing, so the channels of emb line up with the rows of h: the wrong-axis bug.": (
-            _one_none_missing
-        ),
+        "one None is missing behind emb_proj: the wrong-axis bug.": _WrongAxis,
+        "the time vector goes through a SiLU before emb_proj.": _NoSiluOnTime,
+        "norm2 is never called.": _NoNorm2,
+        "the time comes in before norm2, straight after conv1.": _TimeAfterNorm2,
+        "the time never arrives: add emb_proj(SiLU(emb)) after conv1.": _NoTime,
+        "norm and SiLU stand before each convolution, not behind it.": _ConvFirst,
+        "the shortcut is missing: the output is shortcut(x) plus the correction.": _NoShortcut,
+        "conv2 must start at zero, so that the block starts as its shortcut.": _NotZero,
     },
-    note="After a norm, such a scale and shift can undo what the norm has fixed, channel by channel.",
+    note="Dropout, which the text puts before conv2, is all that it lacks.",
 )
 
 
-score_scale = Exercise(
-    "score_scale",
-    reference=lambda C, var_q, var_k: (C * var_q * var_k) ** -0.5,
-    cases=lambda: [(64, 1.0, 1.0), (256, 4.0, 0.25), (128, 0.5, 3.0)],
+class _BatchNormBlock(_Block):
+    def __init__(self, c_in: int, c_out: int, emb_dim: int, groups: int):
+        super().__init__(c_in, c_out, emb_dim, groups)
+        self.norm1 = nn.BatchNorm2d(c_in)
+
+
+def _apart_cases() -> list[tuple]:
+    cases = []
+    for block_class in (_Block, _WrongAxis, _BatchNormBlock):
+        block, g = block_class(6, 6, 16, 2), torch.Generator().manual_seed(0)
+        _fill(block)
+        cases.append((block, torch.randn(6, 6, 6, 6, generator=g), torch.randn(6, 16, generator=g)))
+    return cases
+
+
+@torch.no_grad()
+def _keeps_apart(block: nn.Module, x: Tensor, emb: Tensor, dx: float = 1, demb: float = 1, first: int = 1) -> bool:
+    x_new, emb_new = x.clone(), emb.clone()
+    x_new[0] += dx
+    emb_new[0] += demb
+    return torch.allclose(block(x, emb)[first:], block(x_new, emb_new)[first:], atol=1e-5)
+
+
+def _run_test(test: Callable[..., object], *case: object) -> object:
+    verdict = test(*case)
+    return verdict if verdict is None or verdict is ... else bool(verdict)
+
+
+keeps_apart = Exercise(
+    "keeps_apart",
+    reference=_keeps_apart,
+    cases=_apart_cases,
+    run=_run_test,
     mistakes={
-        "this divides by the variance; to bring a variance to 1, divide by its square root.": (
-            lambda C, var_q, var_k: 1 / (C * var_q * var_k)
+        "a block with BatchNorm passes your test; change image 0 as well, not only its time.": (
+            lambda block, x, emb: _keeps_apart(block, x, emb, dx=0)
         ),
-        "this is right only where q and k have variance 1; bring in var_q and var_k.": (
-            lambda C, var_q, var_k: C**-0.5
+        "the wrong-axis bug passes your test; change the time of image 0 as well.": (
+            lambda block, x, emb: _keeps_apart(block, x, emb, demb=0)
         ),
-        "the variances of independent factors with mean 0 multiply; you have added them.": (
-            lambda C, var_q, var_k: (C * (var_q + var_k)) ** -0.5
+        "even the right block fails your test. Output 0 may change: compare the others only.": (
+            lambda block, x, emb: _keeps_apart(block, x, emb, first=0)
         ),
-        "var_q and var_k are variances already; you have squared them.": (
-            lambda C, var_q, var_k: (C * var_q**2 * var_k**2) ** -0.5
+        "your test passes every block, wrong ones too.": lambda block, x, emb: True,
+        "your verdict is the wrong way round: True means that the others stay put.": (
+            lambda block, x, emb: not _keeps_apart(block, x, emb)
         ),
-        "this is the standard deviation of the score; the factor is one over it.": (
-            lambda C, var_q, var_k: (C * var_q * var_k) ** 0.5
-        ),
-        "C is missing: the score is a sum of C products.": lambda C, var_q, var_k: (var_q * var_k) ** -0.5,
     },
-    note="With var_q = var_k = 1 it is 1/sqrt(C), the factor of the attention formula.",
+    note="It passes our block, and fails the wrong-axis bug and BatchNorm.",
+)
+
+
+def _walk_cases() -> list[tuple]:
+    model = UNet(UNetConfig(8, multipliers=(1, 1, 2), blocks=1, attention=(False,) * 3, groups=2, dropout=0.0)).eval()
+    _fill(model)
+    g = torch.Generator().manual_seed(0)
+    h, emb = torch.randn(2, 8, 8, 8, generator=g), torch.randn(2, 32, generator=g)
+
+    def step(module: nn.Module) -> Callable[[Tensor], Tensor]:
+        return module if isinstance(module, Downsample | Upsample) else partial(module, emb=emb)
+
+    down = [step(module) for module in model.down]
+    up = [(step(module), not isinstance(module, Upsample)) for module in model.up]
+    return [(h, down, lambda h: model.mid2(model.mid1(h, emb), emb), up)]
+
+
+@torch.no_grad()
+def _walk(
+    h: Tensor,
+    down: list,
+    mid: Callable,
+    up: list,
+    keep_first: bool = True,
+    take: int = -1,
+    join: Callable = lambda h, skip: torch.cat([h, skip], dim=1),
+) -> Tensor:
+    skips = [h] if keep_first else []
+    for step in down:
+        h = step(h)
+        skips.append(h)
+    h = mid(h)
+    for step, takes_skip in up:
+        h = step(join(h, skips.pop(take)) if takes_skip else h)
+    return h
+
+
+def _walk_keep_before(h: Tensor, down: list, mid: Callable, up: list) -> Tensor:
+    skips = []
+    for step in down:
+        skips.append(h)
+        h = step(h)
+    h = mid(h)
+    for step, takes_skip in up:
+        h = step(torch.cat([h, skips.pop()], dim=1) if takes_skip else h)
+    return h
+
+
+walk = Exercise(
+    "walk",
+    reference=_walk,
+    cases=_walk_cases,
+    mistakes={
+        "the h you were given (from conv_in) is a skip, too: push it first.": partial(_walk, keep_first=False),
+        "the last pushed is the first popped: pop(), not pop(0).": partial(_walk, take=0),
+        "the skip is laid behind h, not before it: torch.cat([h, skip], dim=1).": partial(
+            _walk, join=lambda h, skip: torch.cat([skip, h], dim=1)
+        ),
+        "skips are laid beside h as channels, not added to it.": partial(_walk, join=lambda h, skip: h + skip),
+        "zeros in place of the skips: the network without skips.": partial(
+            _walk, join=lambda h, skip: torch.cat([h, 0 * skip], dim=1)
+        ),
+        "push what comes out of each step, not what goes in.": _walk_keep_before,
+    },
+    note="With conv_in before it, norm_out, SiLU and conv_out behind, this is UNet.forward.",
+)
+
+
+def _floor_cases() -> list[tuple]:
+    return [
+        (c, math.exp(-c * c / 2) / math.sqrt(2 * math.pi), math.erfc(c / math.sqrt(2)) / 2) for c in (0.5, 1.0, 2.0)
+    ]
+
+
+limit_floor = Exercise(
+    "limit_floor",
+    reference=lambda c, phi, Q: 2 * ((1 + c * c) * Q - c * phi),
+    cases=_floor_cases,
+    mistakes={
+        "this holds for c = 1 only; carry c through the square.": lambda c, phi, Q: 4 * Q - 2 * phi,
+        "noise beyond -c is lost as well as noise beyond c: twice as much.": lambda c, phi, Q: (
+            (1 + c * c) * Q - c * phi
+        ),
+        "the middle term of the square is -2 c x; the c is missing.": (
+            lambda c, phi, Q: 2 * (c * phi + Q - 2 * phi + c * c * Q)
+        ),
+        "by parts, the integral of x^2 phi is c phi + Q; the c is missing.": (
+            lambda c, phi, Q: 2 * (phi + Q - 2 * c * phi + c * c * Q)
+        ),
+        "the last term of the square is c^2, times Q.": lambda c, phi, Q: 2 * (2 * Q - c * phi),
+    },
+    note="c = 1 gives 0.15, c = 2 about 0.012: the limit hurts less, and never nothing.",
 )
 
 
@@ -129,7 +302,9 @@ def _design_verdict(config: UNetConfig) -> str | None:
     """ "fits", or the name of the first demand that a config does not meet."""
     if config is None or config is ...:
         return None
-    if not isinstance(config, UNetConfig):
+    try:
+        config = UNetConfig(**asdict(config))  # the reader's own dataclass, built in the notebook, will do
+    except TypeError:
         return "no config"
     levels = len(config.multipliers)
     if 2 ** (levels - 1) > 32:
@@ -197,5 +372,5 @@ design = Exercise(
         ),
         "this is not a UNetConfig; give UNetConfig(channels=..., multipliers=..., ...).": 2_000_000,
     },
-    note="Train it in notebook 04 and compare it with the TINY preset.",
+    note="The next cell trains it beside MINI.",
 )

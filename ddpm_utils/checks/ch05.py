@@ -92,10 +92,67 @@ reverse_variance = Exercise(
         ),
         "this is the standard deviation; return its square.": lambda *args: _reverse_variance(*args) ** 0.5,
     },
-    note="v = 0 gives the posterior variance, v = 1 gives beta, and real data lie between.",
+    note="v = 0 gives the posterior variance, v = 1 gives beta; images, with v below 1, lie between.",
 )
 
-# ---- 5.3: one step of DDIM -------------------------------------------------------------------------------------------
+# ---- 5.3: Algorithm 2 ------------------------------------------------------------------------------------------------
+
+
+def _rough_network(xt: Tensor, t: Tensor) -> Tensor:
+    return 0.8 * xt.tanh() + 0.02 * t.view(-1, 1, 1, 1)
+
+
+def _algorithm(last_noise=False, up=False, told=0, step=lambda beta, alpha, alpha_bar: beta / (1 - alpha_bar) ** 0.5,
+               shrink=lambda alpha: alpha**0.5, sigma=lambda beta: beta**0.5):  # fmt: skip
+    """Algorithm 2 with sigma^2 = beta, and the places where one goes wrong in it."""
+
+    def ancestral(eps_model, betas, x_T, generator):
+        xt, alphas = x_T, 1 - betas
+        alpha_bars = alphas.cumprod(0)
+        for i in range(len(betas)) if up else reversed(range(len(betas))):
+            eps_hat = eps_model(xt, torch.full((len(xt),), i + told))
+            xt = (xt - step(betas[i], alphas[i], alpha_bars[i]) * eps_hat) / shrink(alphas[i])
+            if i > 0 or last_noise:
+                xt = xt + sigma(betas[i]) * torch.randn(x_T.shape, generator=generator)
+        return xt
+
+    return ancestral
+
+
+def _ancestral_cases() -> list[tuple]:
+    x_T = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(8))
+    return [(linear_betas(T, 5e-3, 0.4), x_T) for T in (10, 1)]
+
+
+ancestral = Exercise(
+    "ancestral",
+    reference=_algorithm(),
+    cases=_ancestral_cases,
+    run=lambda answer, betas, x_T: answer(_rough_network, betas, x_T, torch.Generator().manual_seed(9)),
+    mistakes={
+        "noise is added on the last step too; line 3 wants z = 0 there.": _algorithm(last_noise=True),
+        "the noise is multiplied by beta; sigma is its root.": _algorithm(sigma=lambda beta: beta),
+        "no noise is added at all; sigma z belongs to every step but the last.": _algorithm(
+            sigma=lambda beta: 0 * beta
+        ),
+        "the walk runs upwards; it starts at the largest t.": _algorithm(up=True),
+        "the network is told t + 1; here t runs from T - 1 down to 0.": _algorithm(told=1),
+        "the division by sqrt(alpha) is missing.": _algorithm(shrink=lambda alpha: 1.0),
+        "this divides by alpha; eq. 11 wants its root.": _algorithm(shrink=lambda alpha: alpha),
+        "eps_hat is divided by 1 - alpha_bar; eq. 11 wants its root.": (
+            _algorithm(step=lambda beta, alpha, alpha_bar: beta / (1 - alpha_bar))
+        ),
+        "this takes away all the noise at once; the factor of eps_hat is beta / sqrt(1 - alpha_bar).": (
+            _algorithm(step=lambda beta, alpha, alpha_bar: (1 - alpha_bar) ** 0.5)
+        ),
+        "this takes alpha for alpha_bar under the root; it is the product of all alphas up to t.": (
+            _algorithm(step=lambda beta, alpha, alpha_bar: beta / (1 - alpha) ** 0.5)
+        ),
+    },
+    note="Line for line, Algorithm 2.",
+)
+
+# ---- 5.4: one step of DDIM -------------------------------------------------------------------------------------------
 
 
 def _ddim_step(xt: Tensor, eps_hat: Tensor, alpha_bar: float, alpha_bar_prev: float) -> Tensor:
@@ -141,7 +198,7 @@ ddim_step = Exercise(
     note="Down to x0_hat, up again to less noise.",
 )
 
-# ---- 5.4: inpainting by replacement ----------------------------------------------------------------------------------
+# ---- 5.5: inpainting by replacement ----------------------------------------------------------------------------------
 
 
 def _inpaint(answer: object, truth: Tensor, mask: Tensor) -> str | None:
