@@ -161,7 +161,9 @@ def test_the_table_counts_what_a_reader_meets(tmp_path: Path, monkeypatch: pytes
     assert tool.count(notebook) == (6, 1, 1, 2, 1)
     monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
     tool.write(tmp_path / "02_x.ipynb", tool.dump(notebook))
-    assert "| [02_x](notebooks/02_x.ipynb) | 6 | 1 | 1 | 2 | 1 | 12 |" in tool.table({"02_x": {"seconds": 12.3}})
+    table = tool.table({"02_x": {"seconds": 12.3, "date": "2026-01-31", "cpus": 2}})
+    assert "| [02_x](notebooks/02_x.ipynb) | 6 | 1 | 1 | 2 | 1 | 12 |" in table
+    assert "measured 2026-01-31 on 2 cores" in table
 
 
 def test_the_table_goes_between_its_markers_and_nowhere_else() -> None:

@@ -186,7 +186,9 @@ def table(times: dict[str, dict]) -> str:
         shown = [f"{n:,}" for n in counts[:-1]] + ["–" if seconds is None else f"{seconds:.0f}"]
         rows.append(f"| [{path.stem}](notebooks/{path.name}) | {' | '.join(shown)} |\n")
     rows.append(f"| all | {' | '.join(f'{n:,.0f}' for n in total)} |\n")
-    return HEADER + "".join(rows)
+    measured = sorted({f"{time['date']} on {time['cpus']} cores" for time in times.values()})
+    note = f"\nSeconds in a fresh kernel, measured {', '.join(measured)}.\n" if measured else ""
+    return HEADER + "".join(rows) + note
 
 
 def count(notebook: NotebookNode) -> tuple[int, int, int, int, int]:
