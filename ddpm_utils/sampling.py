@@ -143,6 +143,6 @@ def start_noise(n: int, seed: int, channels: int = 3, size: int = 32) -> tuple[T
     """
     if n < 1:
         raise ValueError(f"the number of images must be at least 1, not {n}.")
-    streams = [torch.Generator().manual_seed(seed * 1_000_003 + i) for i in range(n)]  # far apart for near seeds
+    streams = [torch.Generator().manual_seed(seed * 1_000_003 + 1 + i) for i in range(n)]  # far apart for near seeds
     x_T = torch.stack([torch.randn(channels, size, size, generator=stream) for stream in streams])
-    return x_T, torch.Generator().manual_seed(seed)
+    return x_T, torch.Generator().manual_seed(seed * 1_000_003)

@@ -144,6 +144,9 @@ def test_an_image_does_not_depend_on_how_many_are_drawn():
     both = torch.cat([start_noise(3, 0)[0], start_noise(3, 1)[0]])
     assert len(torch.unique(both.flatten(1)[:, 0])) == 6
     assert abs(start_noise(50, 3)[0].std().item() - 1) < 0.01
+    x_T, generator = start_noise(3, 0)
+    fresh = torch.randn(x_T.shape, generator=generator)  # what a sampler adds must be new noise, not x_T again
+    assert (x_T * fresh).mean().abs() < 0.05
 
 
 @pytest.mark.parametrize("T,steps", [(1000, 1000), (1000, 7), (10, 2), (5, 1)])
