@@ -116,6 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, FloatingPointError) as error:
         print(f"main.py: {error}", file=sys.stderr)
         return 1
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads must end before the process does, or it aborts at random
 
 
 def run_training(options: TrainOptions) -> int:
