@@ -20,7 +20,10 @@ from .diffusion import DDPM
 from .unet import UNet, UNetConfig
 
 FORMAT = 1  # raised when a file written today could no longer be read by the code of yesterday
-PRETRAINED = Path(__file__).parent / "weights" / "cifar10.safetensors"
+WEIGHTS = Path(__file__).parent / "weights"
+PRETRAINED = WEIGHTS / "cifar10.safetensors"
+# one training, stopped after 7,232 images, after 111,168, and at its end: load_model reads each
+STAGES = (WEIGHTS / "cifar10-7k.safetensors", WEIGHTS / "cifar10-111k.safetensors", PRETRAINED)
 
 
 @dataclass(frozen=True)
