@@ -9,11 +9,11 @@ BIN := .venv/bin
 LAB_OPTIONS ?= $(if $(filter 0,$(shell id -u)),--allow-root) # as in containers, where there is only root
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-module test-notebooks notebooks lint clean
+.PHONY: help lab test test-module test-notebooks test-twice notebooks lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "make notebooks, make lint, make clean: see the Makefile"
+	@echo "make notebooks, make test-twice, make lint, make clean: see the Makefile"
 
 lab: .venv/lab.done
 	@echo "Opening JupyterLab on notebooks/00_start_here.ipynb; stop it with Ctrl-C."
@@ -29,6 +29,10 @@ test-module: .venv/test.done
 test-notebooks: .venv/test.done
 	@echo "Executing every notebook in a fresh kernel and comparing its outputs with the saved ones ..."
 	DDPM_DATA=shapes $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+# Run All, and Run All again in the same kernel, as readers do: nothing may fail or print something else.
+test-twice: .venv/test.done
+	DDPM_DATA=shapes $(BIN)/python tools/notebooks.py twice
 
 # Execute all notebooks in order and save them clean: saving twice gives no difference.
 notebooks: .venv/lab.done

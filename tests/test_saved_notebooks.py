@@ -153,6 +153,22 @@ def test_a_notebook_that_fails_is_left_as_it_was(
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+def test_what_changes_on_a_second_run_all_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tool, "NOTEBOOKS", tmp_path)
+    sources = {"same": "print(1)", "counts": "n = globals().get('n', 0) + 1\nprint(n)", "late": "print('x' in dir())"}
+    cells = [nbformat.v4.new_code_cell(source, id=name) for name, source in sources.items()]
+    (tmp_path / "00_x.ipynb").write_text(tool.dump(notebook_of(*cells)), encoding="utf-8")
+    (tmp_path / "01_y.ipynb").write_text(tool.dump(notebook_of(cells[0])), encoding="utf-8")
+    assert tool.main(["twice"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "00_x.ipynb: cells print something else the second time: counts",
+        "01_y.ipynb: the same twice",
+    ]
+
+
 def test_the_table_counts_what_a_reader_meets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prose = "## Bug: no clamp\n\nThree more words: $x_t$\n\n```python\nnot = prose\n```\n"
     code = "live_slider('a', draw)\nch02.jump(jump)\nch02.jump(jump)\nch02.other(1)"
@@ -167,10 +183,10 @@ def test_the_table_counts_what_a_reader_meets(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_table_goes_between_its_markers_and_nowhere_else() -> None:
-    page = f"before\n{tool.START}\nold\n{tool.END}\nafter\n"
-    assert tool.between_markers(page, "new\n") == f"before\n{tool.START}\nnew\n{tool.END}\nafter\n"
-    with pytest.raises(tool.Unfit, match="times:start"):
-        tool.between_markers("no markers", "new")
+    page = "before\n<!-- x:start -->\nold\n<!-- x:end -->\nafter\n"
+    assert tool.between_markers(page, "new\n", "x") == page.replace("old", "new")
+    with pytest.raises(tool.Unfit, match="x:start"):
+        tool.between_markers("no markers", "new", "x")
 
 
 # ---- exercises -------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     python tools/notebooks.py run                    all of them, each in a fresh kernel
     python tools/notebooks.py run 02 --times         those whose names start so; note the seconds they took
+    python tools/notebooks.py twice                  Run All twice in one kernel; say what differs the second time
     python tools/notebooks.py table                  print the table; --write README.md puts it between its markers
 
 Clean: executed 1...n, fixed cell ids, no widgets (the pictures beside them stay), no times, versions or paths.
@@ -9,6 +10,7 @@ Saving twice changes nothing. A notebook that raises, or writes to stderr, is le
 """
 
 import argparse
+import copy
 import json
 import os
 import re
@@ -50,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser("run", help="execute notebooks and save them")
     command.add_argument("names", nargs="*", help="beginnings of names, such as 02; none means all")
     command.add_argument("--times", type=Path, nargs="?", const=TIMES, help="write the seconds into this JSON file")
+    command = commands.add_parser("twice", help="execute notebooks twice in one kernel and compare; saves nothing")
+    command.add_argument("names", nargs="*", help="beginnings of names, such as 02; none means all")
     command = commands.add_parser("table", help="count what is in the notebooks")
     command.add_argument("--times", type=Path, default=TIMES, help="JSON file that holds the seconds")
     command.add_argument("--write", type=Path, metavar="FILE", help="put the table into FILE, between its markers")
@@ -57,9 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.command == "run":
             return run(args.names, args.times)
+        if args.command == "twice":
+            return twice(args.names)
         text = table(json.loads(args.times.read_text(encoding="utf-8")) if args.times.exists() else {})
         if args.write:
-            write(args.write, between_markers(args.write.read_text(encoding="utf-8"), text))
+            write(args.write, between_markers(args.write.read_text(encoding="utf-8"), text, "times"))
         else:
             print(text)
         return 0
@@ -101,6 +107,15 @@ def find(names: list[str]) -> list[Path]:
 
 def execute(path: Path) -> float:
     """Execute a notebook in a fresh kernel, in its own folder, and save it clean. Returns the seconds it took."""
+    notebook = unexecuted(path)
+    seconds = run_cells(notebook, path.parent)
+    clean(notebook)
+    write(path, dump(notebook))
+    return seconds
+
+
+def unexecuted(path: Path) -> NotebookNode:
+    """The notebook with nothing but its sources, tags and ids."""
     raw = json.loads(path.read_text(encoding="utf-8"))
     give_ids(raw, path.stem[:2])  # before nbformat reads it, which would make up ids at random
     notebook = nbformat.reads(json.dumps(raw), as_version=4)
@@ -110,11 +125,16 @@ def execute(path: Path) -> float:
             cell.outputs, cell.execution_count = [], None
             if not cell.source.strip():
                 raise Unfit(f"cell {cell.id} is empty")
+    return notebook
+
+
+def run_cells(notebook: NotebookNode, folder: Path) -> float:
+    """Fill in the outputs of all cells, from one fresh kernel in folder. Returns the seconds it took."""
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
@@ -125,10 +145,39 @@ def execute(path: Path) -> float:
         client.execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         raise Unfit(str(error)) from error
-    seconds = time.perf_counter() - start
-    clean(notebook)
-    write(path, dump(notebook))
-    return seconds
+    return time.perf_counter() - start
+
+
+def twice(names: list[str]) -> int:
+    """Run All, and Run All again in the same kernel: nothing may fail, warn or print otherwise. The exit status."""
+    status = 0
+    for path in find(names):
+        notebook = unexecuted(path)
+        again = copy.deepcopy(notebook.cells)
+        for cell in again:
+            cell.id += "-again"
+        first, notebook.cells = notebook.cells, notebook.cells + again
+        problem = ""
+        try:
+            run_cells(notebook, path.parent)
+            clean(notebook)
+            cells = [(a, b) for a, b in zip(first, again, strict=True) if "nbval-ignore-output" not in tags(a)]
+            problem = ", ".join(a.id for a, b in cells if printed(a) != printed(b))
+            problem = problem and f"cells print something else the second time: {problem}"
+        except Unfit as error:
+            problem = str(error)
+        print(f"{path.name}: {problem or 'the same twice'}", flush=True)
+        status = 1 if problem else status
+    return status
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def printed(cell: NotebookNode) -> list[str]:
+    """What a cell's outputs say in words: printed text, and pictures' descriptions."""
+    return [out.get("text") or out.get("data", {}).get("text/plain") for out in cell.get("outputs", [])]
 
 
 def give_ids(raw: dict, prefix: str) -> None:
@@ -173,7 +222,6 @@ def write(path: Path, text: str) -> None:
 HEADER = """| notebook | words | figures | sliders | exercises | bugs shown | seconds |
 |---|--:|--:|--:|--:|--:|--:|
 """
-START, END = "<!-- times:start -->", "<!-- times:end -->"
 
 
 def table(times: dict[str, dict]) -> str:
@@ -204,11 +252,12 @@ def count(notebook: NotebookNode) -> tuple[int, int, int, int, int]:
     return words, figures, sliders, exercises, bugs
 
 
-def between_markers(page: str, text: str) -> str:
-    """The page with text between its two markers. Unfit where they are missing."""
-    if START not in page or END not in page:
-        raise Unfit(f"the page has no {START} and {END}")
-    return page[: page.index(START) + len(START)] + "\n" + text + page[page.index(END) :]
+def between_markers(page: str, text: str, name: str) -> str:
+    """The page with text between <!-- name:start --> and <!-- name:end -->. Unfit where these are missing."""
+    start, end = f"<!-- {name}:start -->", f"<!-- {name}:end -->"
+    if start not in page or end not in page:
+        raise Unfit(f"the page has no {start} and {end}")
+    return page[: page.index(start) + len(start)] + "\n" + text + page[page.index(end) :]
 
 
 if __name__ == "__main__":
