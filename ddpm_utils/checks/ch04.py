@@ -116,19 +116,19 @@ class _Toy(nn.Module):
 
 
 def _step_cases() -> list[tuple]:
-    generator = torch.Generator().manual_seed(0)
-    x0, eps = torch.randn(2, 3, 4, 3, 8, 8, generator=generator)  # three batches of four
-    t = torch.randint(1000, (3, 4), generator=generator)
-    return [(x0, t, eps, decay) for decay in (0.9, 0.6)]
+    x0 = torch.randn(3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # three batches of four
+    return [(x0, decay) for decay in (0.9, 0.6)]
 
 
-def _three_steps(step, x0, t, eps, decay) -> Tensor | None:
+def _three_steps(step, x0, decay) -> Tensor | None:
     """All weights and their averages after three steps, and whether the average hangs on autograd's graph."""
+    torch.manual_seed(0)
     model, ddpm = _Toy(), DDPM(linear_betas())
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    for batch in zip(x0, t, eps, strict=True):
-        step(model, average, optimizer, ddpm, *batch, decay)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+    generator = torch.Generator().manual_seed(1)
+    for batch, lr in zip(x0, (0.02, 0.05, 0.03), strict=True):
+        step(model, average, optimizer, ddpm, batch, lr, decay, generator)
     if all(p.grad is None for p in model.parameters()):
         return None  # nothing was tried
     graph = float(any(p.requires_grad for p in average.parameters()))
@@ -136,14 +136,24 @@ def _three_steps(step, x0, t, eps, decay) -> Tensor | None:
     return torch.cat([*weights, torch.tensor([graph])])
 
 
-def _step(model, average, optimizer, ddpm, x0, t, eps, decay, *, slip=""):
+def _step(model, average, optimizer, ddpm, x0, lr, decay, generator, *, slip=""):
+    if slip == "eps first":
+        eps = torch.randn(x0.shape, generator=generator)
+    t = torch.randint(ddpm.T, (1 if slip == "one t" else len(x0),), generator=generator).expand(len(x0))
+    if slip != "eps first":
+        draw = torch.rand if slip == "rand" else torch.randn
+        eps = draw(x0.shape, generator=None if slip == "no generator" else generator)
     loss = ddpm.loss(model, x0, t, eps).mean()
     if slip != "no zero_grad":
         optimizer.zero_grad()
     loss.backward(loss.detach() if slip == "backward(loss)" else None)
     if slip == "average first":
         _average(average, model, decay)
-    if slip != "no step":
+    if slip == "lr too late":
+        optimizer.step()
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] if slip == "no lr" else lr
+    if slip not in ("no step", "lr too late"):
         optimizer.step()
     if slip == "in the graph":
         for a, p in zip(average.parameters(), model.parameters(), strict=True):
@@ -166,6 +176,12 @@ one_step = Exercise(
     mistakes={
         sentence: partial(_step, slip=slip)
         for slip, sentence in {
+            "eps first": "draw t before eps, both from generator, or the check sees other noise.",
+            "no generator": "draw eps from generator too: without it, no run can be repeated.",
+            "one t": "every image of the batch has the same t; draw one for each.",
+            "rand": "torch.rand is uniform; the noise is normal: torch.randn.",
+            "no lr": "the learning rate stays as it was: set lr in each of optimizer.param_groups.",
+            "lr too late": "the learning rate is set after the step that should use it.",
             "no zero_grad": "the gradients of earlier steps are still there: clear them before backward.",
             "no step": "the weights never move: call optimizer.step().",
             "backward(loss)": "backward(loss) multiplies the gradient by the loss; call plain backward().",
