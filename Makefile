@@ -41,6 +41,7 @@ notebooks: .venv/lab.done
 lint: .venv/test.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 .venv/lab.done: requirements.txt pyproject.toml
 	@test -x $(BIN)/python || { echo "Making the environment in .venv ..."; $(PYTHON) -m venv .venv; }

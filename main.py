@@ -6,27 +6,36 @@
     python main.py --preset paper --no-labels       the 35.7M-parameter U-Net of Ho et al.
     torchrun --nproc_per_node=4 main.py             one model on four GPUs
     python main.py sample --label 3 --guidance 2    draw images of class 3; `python main.py sample --help` has more
+    python main.py evaluate --data FOLDER           measure a model; `python main.py evaluate --help` has more
 
 Training writes samples/step_NNNNNN.png, checkpoints/last.safetensors and log.csv into --out.
 """
 
 import argparse
+import contextlib
+import hashlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import TextIO
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
+from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model
-from ddpm_utils.data import load_images
+from ddpm_utils.data import load_images, to_float
 from ddpm_utils.diffusion import DDPM, cosine_betas, linear_betas, posterior_variances
+from ddpm_utils.evaluation import SIZES, Judge, held_out_loss, inception_fid, load_classifier, prior_bits
 from ddpm_utils.hardware import Setup, best_device, fastest, measure_setups
 from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, start_noise
 from ddpm_utils.training import Progress, Run, TrainConfig, load_run, option, save_run, train
@@ -92,6 +101,33 @@ class SampleOptions:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
 
+@dataclass(frozen=True)
+class EvaluateOptions:
+    checkpoint: str = option("", "by default the model that ships with the module")
+    data: str = option("auto", "real images to compare with: its train split; its test split gives the baseline")
+    trained_on: str = option("", "the images that the model was trained on, if others than data's train split")
+    compare: str = option("", "a second checkpoint, measured beside the first")
+    number: int = option(2000, "samples per measurement")
+    sampler: str = option("ddim", f"one of {', '.join(SAMPLERS)}")
+    steps: int = option(25, "how many denoising steps")
+    guidance: float = option(2.0, "of the guided samples; unguided ones are measured anyway")
+    sweep: str = option("5,10,50", "other numbers of steps, measured with a quarter of the samples")
+    seed: int = option(0, "of the samples and of the held-out noise")
+    fid: bool = option(False, "also FID with Inception features: needs torchmetrics and a network")
+    output: str = option("evaluation.json", "where the figures go")
+    device: str = option("", "cpu, cuda, mps; by default the best there is")
+
+    def __post_init__(self):
+        _one_of("sampler", self.sampler, SAMPLERS)
+        if self.number < 4 * SIZES[0]:
+            raise ValueError(
+                f"number must be at least {4 * SIZES[0]}, or a quarter of it is too few for a Frechet distance; "
+                f"it is {self.number}."
+            )
+        if not all(part.strip().isdigit() and int(part) for part in self.sweep.split(",") if part):
+            raise ValueError(f"sweep must be numbers of steps, such as 5,10,50, not {self.sweep!r}.")
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         """One sentence instead of the whole usage: --help is there for that."""
@@ -101,10 +137,9 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """The command line: argv without the program's name. Returns the exit status; bad options exit with 2."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["sample"]:
-        command, options, words = run_sampling, SampleOptions, words[1:]
-    else:
-        command, options = run_training, TrainOptions
+    commands = {"sample": (run_sampling, SampleOptions), "evaluate": (run_evaluation, EvaluateOptions)}
+    command, options = commands.get(words[0] if words else "", (run_training, TrainOptions))
+    words = words if command is run_training else words[1:]
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_options(parser, options)
     arguments = parser.parse_args(words)
@@ -122,7 +157,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_training(options: TrainOptions) -> int:
-    """Train, or continue, the run in options.out. Returns the exit status."""
+    """Train, or continue, the run in options.out, alone. Returns the exit status."""
+    with contextlib.ExitStack() as held:
+        return _run_training(options, held)
+
+
+def _run_training(options: TrainOptions, held: contextlib.ExitStack) -> int:
     distributed = "RANK" in os.environ  # set by torchrun
     device = pick_device(options.device)
     if distributed:
@@ -140,6 +180,10 @@ def run_training(options: TrainOptions) -> int:
     out = Path(options.out)
     checkpoint = out / "checkpoints" / "last.safetensors"
 
+    if first:
+        held.enter_context(alone_in(out))
+        for half_written in checkpoint.parent.glob(f"{checkpoint.name}.*.partial"):  # by a process that was killed
+            half_written.unlink()
     if checkpoint.exists():
         run, setup = load_run(checkpoint, ddpm, data, config, device)
         if run.model.config != unet:
@@ -147,7 +191,8 @@ def run_training(options: TrainOptions) -> int:
         say(f"Continuing {checkpoint} at step {run.step}.")
     else:
         torch.manual_seed(config.seed)  # the initial weights
-        run = Run(initial_model(unet, options.init_from).to(device), config)
+        model, images_before = initial_model(unet, options.init_from)
+        run = Run(model.to(device), config, images_before)
         shared = [pick_setup(run.model, config, options.bf16) if first else None]
         if distributed:  # measured apart, the processes might not agree
             dist.broadcast_object_list(shared, src=0)
@@ -203,8 +248,80 @@ def run_sampling(options: SampleOptions) -> int:
     return 0
 
 
+@torch.no_grad()
+def run_evaluation(options: EvaluateOptions) -> int:
+    """Measure a model and write the figures as JSON. Returns the exit status."""
+    device = pick_device(options.device)
+    path = Path(options.checkpoint or PRETRAINED)
+    trained = load_model(path, device)
+    compared = load_model(options.compare, device) if options.compare else None
+    train_set, test_set = load_images(options.data), load_images(options.data, "test")
+    known = load_images(options.trained_on) if options.trained_on else train_set
+    classifier, _ = load_classifier()
+    judge = Judge(classifier, train_set, known)
+    setup = fastest(measure_setups(trained.model))
+
+    def drawn(model: Trained, guidance: float, steps: int, number: int) -> tuple[Tensor, Tensor]:
+        wish = SampleOptions(number=number, sampler=options.sampler, steps=steps, guidance=guidance, seed=options.seed)
+        return draw_images(model, wish, setup)
+
+    sets = {"real": judge(test_set.images, test_set.labels)}
+    if options.trained_on:
+        copies = load_images(options.trained_on, "test")
+        sets["real, as trained on"] = judge(copies.images, copies.labels)
+    wishes = {
+        "unguided": (trained, 1.0, options.steps, options.number),
+        "guided": (trained, options.guidance, options.steps, options.number),
+    }
+    for steps in (int(part) for part in options.sweep.split(",") if part):
+        wishes[f"guided, {steps} steps"] = (trained, options.guidance, steps, options.number // 4)
+    if compared:
+        wishes["compared"] = (compared, 1.0, options.steps, options.number)
+    fid = {}
+    for name, wish in wishes.items():
+        start = time.perf_counter()
+        images, labels = drawn(*wish)
+        seconds = time.perf_counter() - start
+        sets[name] = judge(images, labels)
+        recognised, *_, distance = sets[name]["recognised"], *sets[name]["frechet"].values()
+        print(f"{name}: {seconds:.0f} s, recognised {recognised:.3f}, Frechet distance {distance:.3f}", flush=True)
+        if options.fid and name in ("unguided", "guided"):
+            fid[name] = inception_fid(images, to_float(train_set.images))
+
+    def timed() -> float:
+        start = time.perf_counter()
+        drawn(trained, options.guidance, options.steps, 64)
+        return time.perf_counter() - start
+
+    eps_model = noise_model(trained.model, setup=setup)
+    results = {
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}, {setup}",
+        "options": {k: v for k, v in vars(options).items() if k not in ("output", "device")},
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "data": [train_set.source, len(train_set), len(test_set), known.source, len(known)],
+        "sets": sets,
+        "fid": fid,
+        "held_out": [row._asdict() for row in held_out_loss(eps_model, trained.ddpm, test_set.images, options.seed)],
+        "prior_bits": prior_bits(trained.ddpm, test_set.images),
+        "seconds_64_guided": sorted(timed() for _ in range(3))[1],
+    }
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
+    print(f"All figures: {options.output}")
+    return 0
+
+
 def write_grid(path: Path, trained: Trained, options: SampleOptions, setup: Setup) -> None:
-    """Draw options.number images, in chunks that fit any memory, and write them as one picture."""
+    """Draw options.number images and write them as one picture."""
+    images, _ = draw_images(trained, options, setup)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = 10 if len(trained.class_names) == 10 else 8
+    save_image(images, path, nrow=columns, normalize=True, value_range=(-1, 1), padding=1)
+
+
+def draw_images(trained: Trained, options: SampleOptions, setup: Setup) -> tuple[Tensor, Tensor]:
+    """options.number images, (N, 3, H, W), drawn in chunks that fit any memory, and the class that each should show."""
     model, ddpm, classes = setup.arrange(trained.model), trained.ddpm, trained.model.config.num_classes
     device = next(model.parameters()).device
     if options.label >= 0 and not classes:
@@ -220,18 +337,17 @@ def write_grid(path: Path, trained: Trained, options: SampleOptions, setup: Setu
         eps_model = noise_model(model, labels, options.guidance if classes else 1.0, setup)
         steps = SAMPLERS[options.sampler](options, eps_model, ddpm, x_T[part].to(device), generator=generator)
         images.append(last(steps).cpu())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(torch.cat(images), path, nrow=10 if classes == 10 else 8, normalize=True, value_range=(-1, 1), padding=1)
+    return torch.cat(images), y
 
 
-def initial_model(config: UNetConfig, path: str) -> UNet:
-    """A new model, or one that starts from the EMA weights of another run."""
+def initial_model(config: UNetConfig, path: str) -> tuple[UNet, int]:
+    """A new model, or one that starts from the EMA weights of another run; and how many images it has seen."""
     if not path:
-        return UNet(config)
-    model = load_model(path).model.requires_grad_(True)
-    if model.config != config:
+        return UNet(config), 0
+    trained = load_model(path)
+    if trained.model.config != config:
         raise ValueError(f"{path} holds another model than --preset and --labels ask for.")
-    return model
+    return trained.model.requires_grad_(True), trained.images_seen
 
 
 def pick_device(name: str) -> torch.device:
@@ -260,12 +376,31 @@ def describe(progress: Progress) -> str:
     return f"loss {progress.loss:.4f}, {progress.images_per_second:.0f} img/s, {clock} left"
 
 
+@contextlib.contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Held by one process at a time, of those training into a folder. It ends with the process, however that ends."""
+    lock = FileLock(out / "training.lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"another process is training into {out}. Stop it first, or give another --out.") from error
+    except OSError as error:
+        raise OSError(f"{out} cannot be written to ({error}).") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def open_log(path: Path, step: int) -> TextIO:
     """log.csv, ready to append to; lines beyond the step that the run continues from are dropped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text().splitlines()[1:] if path.exists() and step else []
-    kept = [line for line in lines if line and int(line.split(",")[0]) <= step]
-    path.write_text("\n".join(["step,loss,lr,images_per_second,seconds", *kept, ""]))
+    kept = [line for line in lines if line.count(",") == 4 and int(line.split(",")[0]) <= step]
+    complete = path.with_name(f"{path.name}.partial")
+    complete.write_text("\n".join(["step,loss,lr,images_per_second,seconds", *kept, ""]))
+    os.replace(complete, path)  # in one go: a process killed in between leaves the old rows
     return path.open("a")
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .diffusion import DDPM
+from .guards import _check_tensor
 from .unet import UNet, UNetConfig
 
 FORMAT = 1  # raised when a file written today could no longer be read by the code of yesterday
@@ -35,16 +36,25 @@ class Trained:
     class_names: tuple[str, ...]
     info: dict  # steps, data and whatever else was noted when it was saved
 
+    @property
+    def images_seen(self) -> int:
+        """How many images its training has used, each time anew (older files tell steps and batch size only)."""
+        return self.info.get("images_seen", self.info.get("step", 0) * self.info.get("train", {}).get("batch_size", 0))
+
 
 def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], info: dict) -> None:
     """Write tensors and a JSON-able info, atomically. Raises OSError, with the previous file intact."""
     path = Path(path)
+    _check_tensors(tensors)
+    if not isinstance(info, dict):
+        raise TypeError(f"info must be a dict, not {type(info).__name__}.")
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    text = json.dumps({**info, "format": FORMAT, "sha256": _sha256(tensors)})
+    text = _to_json({**info, "format": FORMAT, "sha256": _sha256(tensors)})
+    metadata = {"ddpm_utils": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata={"ddpm_utils": text})
+        save_file(tensors, partial, metadata=metadata)
         partial.chmod(0o644)  # safetensors makes files that only their owner may read
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())  # the content must be on the disk before the name points to it
@@ -68,10 +78,15 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise ValueError(f"{path} is truncated or not a checkpoint ({error}).") from error
     if "ddpm_utils" not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a checkpoint of this project.")
-    info = json.loads(metadata["ddpm_utils"])
+    text = metadata["ddpm_utils"]
+    info = _from_json(text)
+    if not {"format", "sha256"} <= info.keys() or not isinstance(info["format"], int):
+        raise ValueError(f"{path} is damaged: what it says of itself is not complete.")
     if info["format"] > FORMAT:
         raise ValueError(f"{path} was written by a newer version (format {info['format']}, this one reads {FORMAT}).")
-    if info.pop("sha256") != _sha256(tensors):
+    # the text's own hash came later than the tensors': the first files have none
+    of_text = {"sha256": hashlib.sha256(text.encode()).hexdigest()} if len(metadata) > 1 else {}
+    if info.pop("sha256") != _sha256(tensors) or metadata != {"ddpm_utils": text, **of_text}:
         raise ValueError(f"{path} is damaged: its content does not match its hash.")
     return tensors, info
 
@@ -94,10 +109,10 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> Trained:
     try:
         model = UNet(unet_config(info))
         model.load_state_dict(weights_of(tensors, "ema."))
-        ddpm = DDPM(tensors["betas"])
-    except (KeyError, TypeError, RuntimeError) as error:
+        ddpm, class_names = DDPM(tensors["betas"]), tuple(info["class_names"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a complete model ({error}).") from error
-    return Trained(model.eval().requires_grad_(False).to(device), ddpm, tuple(info["class_names"]), info)
+    return Trained(model.eval().requires_grad_(False).to(device), ddpm, class_names, info)
 
 
 def load_pretrained(device: torch.device | str = "cpu") -> Trained:
@@ -107,6 +122,8 @@ def load_pretrained(device: torch.device | str = "cpu") -> Trained:
 
 def unet_config(info: dict) -> UNetConfig:
     """The UNetConfig in a checkpoint's info (JSON knows lists only, the config wants tuples)."""
+    if not isinstance(info, dict) or not isinstance(info.get("unet"), dict):
+        raise ValueError('info must be a dict with the U-Net\'s settings as its "unet".')
     return UNetConfig(
         **{key: tuple(value) if isinstance(value, list) else value for key, value in info["unet"].items()}
     )
@@ -114,7 +131,36 @@ def unet_config(info: dict) -> UNetConfig:
 
 def weights_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The float32 tensors whose names begin with prefix, without it."""
+    _check_tensors(tensors)
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a word, not {prefix!r}.")
     return {name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _to_json(info: dict) -> str:
+    try:
+        return json.dumps(info)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"info must hold nothing but what JSON can ({error}).") from error
+
+
+def _from_json(text: str) -> dict:
+    """The info; {} where the text is damaged."""
+    with contextlib.suppress(ValueError, RecursionError):
+        info = json.loads(text)
+        return info if isinstance(info, dict) else {}
+    return {}
+
+
+def _check_tensors(tensors: dict[str, Tensor]) -> None:
+    if not isinstance(tensors, dict):
+        raise TypeError(f"tensors must be a dict of tensors by name, not {type(tensors).__name__}.")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or name == "__metadata__":
+            raise TypeError(f"tensors must have words for names, not {name!r}.")
+        _check_tensor(f"tensors[{name!r}]", tensor)
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise ValueError(f"tensors[{name!r}] must be an ordinary tensor, with its numbers in memory.")
 
 
 def _sha256(tensors: dict[str, Tensor]) -> str:

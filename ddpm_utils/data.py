@@ -23,11 +23,12 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from .guards import _check_floats, _check_generator, _check_int, _check_seed, _check_tensor
+
 SIZE = 32  # pixels, height and width of every image
 SHAPES = ("disc", "ring", "square", "triangle", "star", "cross", "diamond", "crescent", "heart", "stripes")
 _EXTENSIONS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".avif")  # what ImageFolder reads, and the other usual ones
 _TIMEOUT = 15.0  # seconds that a server may be silent; torchvision sets no limit of its own
-_MAX_NAMES = 50  # unreadable files that a message lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,18 @@ class ImageSet:
     labels: Tensor  # (N,) long: indices into class_names
     class_names: tuple[str, ...]
     source: str  # which images these are, to stand in a sentence: "CIFAR-10", "folder birds", "built-in shapes"
+
+    def __post_init__(self):
+        _check_tensor("images", self.images)
+        _check_tensor("labels", self.labels)
+        if self.images.dtype != torch.uint8 or self.labels.dtype != torch.long:
+            kinds = f"{self.images.dtype} and {self.labels.dtype}"
+            raise TypeError(f"images must be uint8, 0...255, and labels long, not {kinds}.")
+        if self.images.ndim != 4 or self.labels.shape != self.images.shape[:1]:
+            shapes = f"{tuple(self.images.shape)} and {tuple(self.labels.shape)}"
+            raise ValueError(f"images must have the shape (N, C, H, W) and labels (N,), not {shapes}.")
+        if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
+            raise ValueError(f"labels must lie in 0...{len(self.class_names) - 1}, as class_names has so many.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,6 +80,7 @@ def load_images(source: str | Path = "auto", split: str = "train", root: str | P
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0...255 -> float32 in [-1, 1], any shape: what the network sees. Raises TypeError for another dtype."""
+    _check_tensor("images", images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images must be uint8, 0...255, not {images.dtype}.")
     return images.float() / 127.5 - 1
@@ -77,8 +91,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
     Values outside [-1, 1] are clamped. Raises TypeError unless x is floating point, ValueError for NaN.
     """
-    if not x.is_floating_point():
-        raise TypeError(f"x must hold floats in [-1, 1], not {x.dtype}.")
+    _check_floats("x", x)
     if x.isnan().any():
         raise ValueError("x holds NaN, which has no colour.")
     # Clamp BEFORE the cast: 256 as uint8 is 0, so noisy pixels would wrap around to coloured speckles.
@@ -87,6 +100,10 @@ def to_uint8(x: Tensor) -> Tensor:
 
 def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror each image of x, (B, C, H, W), left to right with probability 1/2, drawn on the generator's device."""
+    _check_tensor("x", x)
+    _check_generator("generator", generator)
+    if x.ndim != 4:
+        raise ValueError(f"x must have the shape (B, C, H, W), not {tuple(x.shape)}.")
     flip = torch.rand(len(x), generator=generator, device=generator.device) < 0.5  # (B,)
     return torch.where(flip.to(x.device)[:, None, None, None], x.flip(-1), x)
 
@@ -96,6 +113,8 @@ def shapes(n: int = 5000, seed: int = 0) -> ImageSet:
 
     Place, size, tilt and colours are drawn from a generator with this seed: equal arguments, equal images.
     """
+    _check_int("n", n)
+    _check_seed("seed", seed)
     if n < 1:
         raise ValueError(f"n, the number of images, must be at least 1, not {n}.")
     generator = torch.Generator().manual_seed(seed)
@@ -266,8 +285,7 @@ def _load_folder(folder: Path, split: str) -> ImageSet:
                 pictures.append(picture)
                 labels.append(label)
     if bad:
-        more = f" and {len(bad) - _MAX_NAMES} more" if len(bad) > _MAX_NAMES else ""
-        message = f"{len(bad)} of {len(files)} images in {folder} can't be read: {', '.join(bad[:_MAX_NAMES])}{more}."
+        message = f"{len(bad)} of {len(files)} images in {folder} can't be read: {', '.join(bad)}."
         if not pictures:
             raise ValueError(message)
         warnings.warn(message, stacklevel=3)

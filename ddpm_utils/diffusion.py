@@ -11,13 +11,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .guards import _check_device, _check_floats, _check_int, _check_number, _check_tensor
+
 
 def linear_betas(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
     """The paper's schedule (section 4): (T,) float64, evenly spaced from beta_start to beta_end.
 
     The end points belong to T = 1000. For another T, scale them by 1000 / T, or x_T is not noise.
     """
-    _check_steps(T)
+    _check_int("T", T, low=1)
+    _check_number("beta_start", beta_start)
+    _check_number("beta_end", beta_end)
+    if not (0 < beta_start < 1 and 0 < beta_end < 1):
+        raise ValueError(f"beta_start and beta_end must lie between 0 and 1, not be {beta_start} and {beta_end}.")
     return torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
 
 
@@ -27,7 +33,9 @@ def cosine_betas(T: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Te
     alpha_bar follows a squared cosine; s keeps the first steps from being vanishingly small,
     max_beta keeps the last ones from dividing by an alpha_bar of zero.
     """
-    _check_steps(T)
+    _check_int("T", T, low=1)
+    _check_number("s", s, low=0.0)
+    _check_number("max_beta", max_beta, low=1e-9, high=1.0)
     u = torch.arange(T + 1, dtype=torch.float64) / T  # (T + 1,): 0 ... 1
     alpha_bars = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
     return (1 - alpha_bars[1:] / alpha_bars[:-1]).clamp(max=max_beta)
@@ -38,10 +46,12 @@ class DDPM:
 
     betas: (T,) tensor with 0 < beta < 1. Three float64 tables are kept: betas, alphas, alpha_bars.
     The images x0, xt may have any shape (B, ...); t is a long tensor (B,) with values 0...T-1.
-    Raises ValueError, naming the argument, where a shape or a timestep does not fit.
+    Raises ValueError, naming the argument, where a shape or a timestep does not fit, TypeError where a dtype does not:
+    images must hold floats (see data.to_float).
     """
 
     def __init__(self, betas: Tensor):
+        _check_floats("betas", betas)
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
             raise ValueError("betas must be a one-dimensional tensor of numbers between 0 and 1, both excluded.")
         self.betas = betas.double()  # (T,)
@@ -85,6 +95,10 @@ class DDPM:
         At t = 0 no noise is added: the result is the mean.
         """
         _check_same("noise", noise, "xt", xt)
+        _check_same("x0_hat", x0_hat, "xt", xt)
+        _check_floats("variances", variances)
+        if not (variances.isfinite() & (variances >= 0)).all():
+            raise ValueError("variances must be finite and not negative.")
         mean, _ = self.q_posterior(x0_hat, xt, t)
         sigma = self._at(variances, t, xt).sqrt() * (_spread(t, xt) > 0)
         return (mean + sigma * noise).to(xt.dtype)
@@ -92,6 +106,7 @@ class DDPM:
     def loss(self, eps_model: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The simple loss of eq. 14, one figure per image: (B,), the mean of (eps - eps_hat)^2 over pixels."""
         eps_hat = eps_model(self.q_sample(x0, t, eps), t)
+        _check_same("what eps_model returns", eps_hat, "eps", eps)
         return (eps - eps_hat).square().flatten(1).mean(1)
 
     def shortened(self, timesteps: Tensor) -> "DDPM":
@@ -100,6 +115,9 @@ class DDPM:
         Its alpha_bars are this chain's at those timesteps, so a model trained here serves there,
         as long as it is told timesteps[i] for index i. Source: Nichol & Dhariwal 2021, eq. 19.
         """
+        _check_tensor("timesteps", timesteps)
+        if timesteps.dtype != torch.long:
+            raise TypeError(f"timesteps must be a long tensor, not {timesteps.dtype}.")
         in_range = ((timesteps >= 0) & (timesteps < self.T)).all()
         if timesteps.ndim != 1 or len(timesteps) == 0 or not in_range or (timesteps.diff() <= 0).any():
             raise ValueError(f"timesteps must ascend strictly within 0...{self.T - 1}.")
@@ -112,6 +130,8 @@ class DDPM:
 
     def _at(self, table: Tensor, t: Tensor, x: Tensor) -> Tensor:
         """The table's entries at t, shaped (B, 1, 1, 1) to multiply images."""
+        _check_tensor("t", t)
+        _check_device("t", t, "the images", x)
         if t.dtype != torch.long or t.shape != x.shape[:1]:
             raise ValueError(f"t must be a long tensor of shape ({len(x)},), not {t.dtype} of shape {tuple(t.shape)}.")
         if len(t) and (t.min() < 0 or t.max() >= self.T):
@@ -137,10 +157,10 @@ def _spread(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _check_same(name: str, a: Tensor, other: str, b: Tensor) -> None:
+    _check_floats(name, a)
+    _check_floats(other, b)
+    if b.ndim == 0:
+        raise ValueError(f"{other} must have the shape (B, ...), not ().")
     if a.shape != b.shape:
         raise ValueError(f"{name} must have the shape of {other}, {tuple(b.shape)}, not {tuple(a.shape)}.")
-
-
-def _check_steps(T: int) -> None:
-    if T < 1:
-        raise ValueError(f"T, the number of noising steps, must be at least 1, not {T}.")
+    _check_device(name, a, other, b)

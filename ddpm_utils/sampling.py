@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .diffusion import DDPM, beta_variances
+from .guards import _check_floats, _check_generator, _check_int, _check_number, _check_seed, _check_tensor
 from .hardware import Setup
 from .unet import UNet
 
@@ -31,6 +32,8 @@ def noise_model(model: UNet, y: Tensor | None = None, guidance: float = 1.0, set
     the classifier-free guidance of Ho & Salimans 2022 (arXiv:2207.12598): eps_hat moves away from the
     answer without a label, guidance times as far as the label moves it. Costs two answers per step.
     """
+    _check_number("guidance", guidance)
+    _check_labels(y)
     if guidance != 1.0 and y is None:
         raise ValueError("guidance needs labels: give y as well.")
 
@@ -49,6 +52,8 @@ def noise_model(model: UNet, y: Tensor | None = None, guidance: float = 1.0, set
 
 def spaced_timesteps(T: int, steps: int) -> Tensor:
     """(steps,) timesteps, ascending and evenly spread from 0 to T - 1, both included (one step: T - 1 alone)."""
+    _check_int("T", T, low=1)
+    _check_int("steps", steps)
     if not 1 <= steps <= T:
         raise ValueError(f"steps must lie in 1...{T}, the length of the chain, not {steps}.")
     if steps == 1:
@@ -72,6 +77,7 @@ def sample_ddpm(
     noise behind: take posterior_variances there.
     clip: the x_0 estimate to [-1, 1] before each step, as the official code does.
     """
+    _check_start(x_T, generator)
     timesteps = spaced_timesteps(ddpm.T, ddpm.T if steps is None else steps)
     chain = ddpm.shortened(timesteps)
     sigma2 = variances(chain)
@@ -103,8 +109,10 @@ def sample_ddim(
 
     clip: the x_0 estimate to [-1, 1]; eps is then derived again, so that the two still make up x_t.
     """
-    if eta < 0:
-        raise ValueError(f"eta must not be negative, but is {eta}.")
+    _check_start(x_T, generator)
+    _check_number("eta", eta)
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie between 0 and 1, not be {eta}.")
     timesteps = spaced_timesteps(ddpm.T, steps)
     alpha_bars = torch.cat([torch.ones(1, dtype=torch.float64), ddpm.alpha_bars[timesteps].cpu()]).tolist()
     xt = x_T
@@ -126,6 +134,8 @@ def sample_ddim(
 
 def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """z ~ N(0, I) like x, drawn where the generator lives (a CPU generator serves a model on a GPU too)."""
+    _check_floats("x", x)
+    _check_generator("generator", generator, or_none=True)
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
@@ -141,8 +151,29 @@ def start_noise(n: int, seed: int, channels: int = 3, size: int = 32) -> tuple[T
 
     Drawn on the CPU, so that a seed means the same everywhere.
     """
+    _check_int("n", n)
+    _check_seed("seed", seed)
+    _check_int("channels", channels, low=1)
+    _check_int("size", size, low=1)
     if n < 1:
-        raise ValueError(f"the number of images must be at least 1, not {n}.")
+        raise ValueError(f"n, the number of images, must be at least 1, not {n}.")
     streams = [torch.Generator().manual_seed(seed * 1_000_003 + 1 + i) for i in range(n)]  # far apart for near seeds
     x_T = torch.stack([torch.randn(channels, size, size, generator=stream) for stream in streams])
     return x_T, torch.Generator().manual_seed(seed * 1_000_003)
+
+
+def _check_start(x_T: Tensor, generator: torch.Generator | None) -> None:
+    _check_floats("x_T", x_T)
+    if x_T.ndim == 0:
+        raise ValueError("x_T must have the shape (B, ...), not ().")
+    if not x_T.isfinite().all():
+        raise ValueError("x_T must be finite, but holds NaN or infinity.")
+    _check_generator("generator", generator, or_none=True)
+
+
+def _check_labels(y: Tensor | None) -> None:
+    if y is None:
+        return
+    _check_tensor("y", y)
+    if y.dtype != torch.long or y.ndim != 1:
+        raise ValueError(f"y must be a long tensor of shape (B,), not {y.dtype} of shape {tuple(y.shape)}.")

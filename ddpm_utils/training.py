@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .checkpoint import load_checkpoint, model_info, save_checkpoint, unet_config, weights_of
 from .data import ImageSet, random_flip, to_float
 from .diffusion import DDPM
+from .guards import _check_fields, _check_int, _check_number, _check_seed
 from .hardware import Setup
 from .unet import UNet
 
@@ -47,6 +48,11 @@ class TrainConfig:
     seed: int = option(0, "where all randomness comes from")
 
     def __post_init__(self):
+        _check_fields(_check_int, self, "steps", "batch_size", "warmup_steps")
+        _check_fields(_check_number, self, "minutes", "lr", "lr_final", "grad_clip", "ema_decay", "label_dropout")
+        _check_seed("seed", self.seed)
+        if not isinstance(self.flip, bool):
+            raise TypeError(f"flip must be True or False, not {self.flip!r}.")
         for name in ("steps", "batch_size", "lr", "warmup_steps", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
@@ -64,11 +70,14 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float):
+        _check_number("decay", decay, 0.0, 1.0)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
+        _check_int("step", step, low=0)
+        _check_like(self.model, model)
         decay = min(self.decay, (1 + step) / (10 + step))
         for average, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)
@@ -93,11 +102,12 @@ class Progress(NamedTuple):
 class Run:
     """Everything that changes while a model trains: its weights, their average, Adam's moments, the step, the time."""
 
-    def __init__(self, model: UNet, config: TrainConfig):
+    def __init__(self, model: UNet, config: TrainConfig, images_before: int = 0):
         self.model = model.train()
         self.ema = EMA(model, config.ema_decay)
         self.optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
         self.config = config
+        self.images_before = images_before  # that an earlier run has trained the weights on
         self.step = 0
         self.seconds = 0.0
 
@@ -174,6 +184,8 @@ def train_step(
 
 def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
     """Linear warm-up over warmup_steps, then (or meanwhile) half a cosine from lr to lr_final * lr."""
+    _check_int("step", step, low=0)
+    _check_number("fraction", fraction, 0.0, 1.0)
     warmup = min(1.0, (step + 1) / config.warmup_steps)
     cosine = (1 + math.cos(math.pi * fraction)) / 2  # 1 ... 0
     return config.lr * warmup * (config.lr_final + (1 - config.lr_final) * cosine)
@@ -181,6 +193,10 @@ def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
 
 def draw_batch(data: ImageSet, config: TrainConfig, step: int, T: int, num_classes: int, device: torch.device) -> Batch:
     """The batch of one step: images in a new order every epoch, flipped at random, with times and noise."""
+    _check_int("T", T, low=1)
+    _check_int("num_classes", num_classes, low=0)
+    if num_classes and num_classes < len(data.class_names):
+        raise ValueError(f"num_classes ({num_classes}) must not be below the images' {len(data.class_names)} classes.")
     indices = batch_indices(len(data), config.batch_size, step, config.seed)
     generator = torch.Generator(device).manual_seed(_seed(config.seed, "batch", step))
     x0 = to_float(data.images[indices].to(device))
@@ -199,6 +215,10 @@ def draw_batch(data: ImageSet, config: TrainConfig, step: int, T: int, num_class
 
 def batch_indices(n: int, batch_size: int, step: int, seed: int) -> Tensor:
     """(batch_size,) indices: step's piece of an endless row of epochs, each a new permutation of 0...n-1."""
+    _check_int("n", n, low=1)
+    _check_int("batch_size", batch_size, low=1)
+    _check_int("step", step, low=0)
+    _check_seed("seed", seed)
     first = step * batch_size
     epochs = range(first // n, (first + batch_size - 1) // n + 1)
     orders = torch.cat([_epoch_order(n, epoch, seed) for epoch in epochs])
@@ -216,6 +236,7 @@ def save_run(path: str | Path, run: Run, ddpm: DDPM, data: ImageSet, setup: Setu
                 tensors[f"{moment}.{name}"] = state[moment]
     info = model_info(run.model, data.class_names) | {
         "step": run.step,
+        "images_seen": run.images_before + run.step * run.config.batch_size,
         "seconds": run.seconds,
         "train": asdict(run.config),
         "setup": asdict(setup),
@@ -248,11 +269,18 @@ def load_run(
     run.model.load_state_dict(weights_of(tensors, "model."))
     run.ema.model.load_state_dict(weights_of(tensors, "ema."))
     run.step, run.seconds = info["step"], info["seconds"]
+    images_here = run.step * config.batch_size
+    run.images_before = info.get("images_seen", images_here) - images_here  # older files do not tell
     for name, parameter in run.model.named_parameters():
         if f"exp_avg.{name}" in tensors:
             moments = {key: tensors[f"{key}.{name}"].to(device) for key in ("exp_avg", "exp_avg_sq")}
             run.optimizer.state[parameter] = {"step": torch.tensor(float(run.step)), **moments}
     return run, Setup(**info["setup"])
+
+
+def _check_like(average: nn.Module, model: nn.Module) -> None:
+    if [p.shape for p in average.parameters()] != [p.shape for p in model.parameters()]:
+        raise ValueError("model must have weights of the same shapes as the average that it goes into.")
 
 
 @lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the set is smaller than a batch

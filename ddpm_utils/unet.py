@@ -12,6 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .embedding import sinusoidal_embedding
+from .guards import (
+    _check_device,
+    _check_features,
+    _check_fields,
+    _check_floats,
+    _check_int,
+    _check_number,
+    _check_tensor,
+    _check_tuple,
+    _check_weights_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,10 @@ class UNetConfig:
     num_classes: int = 0  # 0: unconditional. Else labels are 0...num_classes - 1, and num_classes means "no label"
 
     def __post_init__(self):
+        _check_fields(_check_int, self, "channels", "blocks", "groups", "image_channels", "num_classes")
+        _check_fields(_check_number, self, "dropout")
+        _check_tuple("multipliers", self.multipliers, int)
+        _check_tuple("attention", self.attention, bool)
         if not self.multipliers or len(self.attention) != len(self.multipliers):
             raise ValueError("attention needs one entry per level, as multipliers has.")
         if min(self.channels, self.blocks, self.groups, self.image_channels, *self.multipliers) < 1:
@@ -48,6 +63,9 @@ class Norm(nn.GroupNorm):
         super().__init__(groups, channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_floats("x", x)
+        if x.ndim < 2 or x.shape[1] != self.num_channels:
+            raise ValueError(f"x must have the shape (B, {self.num_channels}, ...), not {tuple(x.shape)}.")
         return super().forward(x.float()).to(x.dtype)
 
 
@@ -65,6 +83,10 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        _check_features("x", x, self.conv1.in_channels, self.conv1.weight)
+        _check_weights_dtype("emb", emb, self.emb_proj.weight)
+        if emb.shape != (len(x), self.emb_proj.in_features):
+            raise ValueError(f"emb must be ({len(x)}, {self.emb_proj.in_features}), not {tuple(emb.shape)}.")
         h = self.conv1(F.silu(self.norm1(x)))  # (B, c_out, H, W)
         h = h + self.emb_proj(F.silu(emb))[:, :, None, None]  # (B, c_out, 1, 1): one number per channel, all pixels
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
@@ -81,6 +103,7 @@ class Attention(nn.Module):
         self.out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_features("x", x, self.qkv.in_features, self.qkv.weight)
         B, C, H, W = x.shape
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
         q, k, v = self.qkv(pixels).chunk(3, dim=2)
@@ -96,6 +119,9 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_features("x", x, self.conv.in_channels, self.conv.weight)
+        if x.shape[2] % 2 or x.shape[3] % 2:
+            raise ValueError(f"x must have an even height and width to be halved, not {tuple(x.shape)}.")
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
@@ -107,6 +133,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_features("x", x, self.conv.in_channels, self.conv.weight)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -127,7 +154,8 @@ class UNet(nn.Module):
 
     xt: float images; H and W divisible by 2 ** (levels - 1). t: (B,) timesteps 0...T-1.
     y: (B,) long labels, where config.num_classes > 0; None means "no label" for all.
-    Raises ValueError where a shape or label does not fit.
+    Raises ValueError where a shape, timestep or label does not fit, TypeError where a dtype does not.
+    T is not known here: that t < T, DDPM sees to.
     """
 
     def __init__(self, config: UNetConfig):
@@ -164,7 +192,7 @@ class UNet(nn.Module):
         self.conv_out = zero_init(nn.Conv2d(c_in, config.image_channels, 3, padding=1))
 
     def forward(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        _check_input(self.config, xt, t, y)
+        _check_input(self.config, xt, t, y, self.conv_in.weight)
         emb = self.time_mlp(sinusoidal_embedding(t, self.config.channels))  # (B, emb_dim)
         if self.label_emb is not None:
             y = torch.full_like(t, self.config.num_classes, dtype=torch.long) if y is None else y
@@ -190,18 +218,29 @@ def zero_init(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _check_input(config: UNetConfig, xt: Tensor, t: Tensor, y: Tensor | None) -> None:
+def _check_input(config: UNetConfig, xt: Tensor, t: Tensor, y: Tensor | None, weight: Tensor) -> None:
+    _check_floats("xt", xt)
     multiple = 2 ** (len(config.multipliers) - 1)
-    if xt.ndim != 4 or xt.shape[1] != config.image_channels or xt.shape[2] % multiple or xt.shape[3] % multiple:
+    sizes = [n and n % multiple == 0 for n in xt.shape[2:]]
+    if xt.ndim != 4 or xt.shape[1] != config.image_channels or not all(sizes):
         raise ValueError(
             f"xt must be (B, {config.image_channels}, H, W), H and W multiples of {multiple}, not {tuple(xt.shape)}."
         )
+    _check_features("xt", xt, config.image_channels, weight)
+    _check_tensor("t", t)
+    _check_device("t", t, "xt", xt)
+    if t.dtype != torch.long:
+        raise TypeError(f"t must be a long tensor of timesteps 0...T-1, not {t.dtype}.")
     if t.shape != xt.shape[:1]:
         raise ValueError(f"t must have the shape ({len(xt)},), one timestep per image, not {tuple(t.shape)}.")
+    if (t < 0).any():
+        raise ValueError(f"t must not be negative, but holds {int(t.min())}.")
     if y is None:
         return
     if not config.num_classes:
         raise ValueError("y was given, but this model has no classes (num_classes = 0).")
+    _check_tensor("y", y)
+    _check_device("y", y, "xt", xt)
     if y.dtype != torch.long or y.shape != t.shape:
         raise ValueError(f"y must be a long tensor of shape {tuple(t.shape)}, not {y.dtype} of shape {tuple(y.shape)}.")
     if len(y) and (y.min() < 0 or y.max() > config.num_classes):

@@ -78,6 +78,30 @@ def test_a_flipped_byte_is_found(saved):
         load_checkpoint(path)
 
 
+def test_any_flipped_bit_is_found(tmp_path):
+    """In the numbers, their names, and what the file says of itself: step, settings, classes."""
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, {"x": torch.arange(3.0)}, {"step": 7, "data": ["CIFAR-10", 50000]})
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 3):  # two or three of every byte
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"small\.safetensors (is|was) "):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    assert load_checkpoint(path)[1]["step"] == 7
+
+
+def test_a_file_from_before_the_texts_hash_can_still_be_read(saved):
+    path, _ = saved
+    tensors, info = load_checkpoint(path)
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["ddpm_utils"]
+    save_file(tensors, path, metadata={"ddpm_utils": text})
+    assert load_checkpoint(path)[1] == info
+
+
 def test_a_newer_format_says_so(saved):
     path, _ = saved
     tensors, _ = load_checkpoint(path)
@@ -90,9 +114,11 @@ def test_a_newer_format_says_so(saved):
 
 def test_a_checkpoint_without_a_model_is_refused(tmp_path):
     path = tmp_path / "other.safetensors"
-    save_checkpoint(path, {"ema.x": torch.zeros(1)}, {"anything": 1})
-    with pytest.raises(ValueError, match="does not hold a complete model"):
-        load_model(path)
+    unet = {"unet": {"channels": 32, "groups": 2}}
+    for info in ({"anything": 1}, unet, {"unet": {"channels": "wide"}}, {"unet": 3}):
+        save_checkpoint(path, {"ema.x": torch.zeros(1), "betas": linear_betas()}, info)
+        with pytest.raises(ValueError, match="does not hold a complete model"):
+            load_model(path)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(saved):

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 import main
-from ddpm_utils.checkpoint import load_checkpoint
+from ddpm_utils.checkpoint import load_checkpoint, load_model
 from ddpm_utils.data import shapes
 from ddpm_utils.training import TrainConfig
 from ddpm_utils.unet import PAPER, TINY
@@ -73,7 +75,7 @@ def test_training_leaves_samples_weights_and_a_log(capsys):
 def test_a_run_continues_where_it_stopped_and_says_when_it_is_finished(capsys):
     assert train("--steps", "10") == 0
     assert train("--steps", "20") == 0
-    assert "Continuing checkpoints/last.safetensors at step 10" in capsys.readouterr().out
+    assert f"Continuing {Path('checkpoints/last.safetensors')} at step 10" in capsys.readouterr().out
     rows = list(csv.DictReader(Path("log.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["10", "20"] and float(rows[0]["loss"]) > 0
     assert train("--steps", "20") == 0
@@ -86,7 +88,7 @@ def test_ctrl_c_stops_between_two_steps_and_the_run_goes_on_to_the_same_weights(
 
     def press(progress):
         if progress.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return describe(progress)
 
     monkeypatch.setattr(main, "describe", press)
@@ -119,6 +121,9 @@ def test_a_new_run_can_start_from_another_runs_weights():
     first, second = (load_checkpoint(f"{out}/checkpoints/last.safetensors")[0] for out in ("first", "second"))
     name = "ema.conv_in.weight"
     assert torch.allclose(first[name], second[name], atol=1e-6) and second[name].abs().sum() > 0
+    train("--out", "second", "--init-from", "first/checkpoints/last.safetensors", "--lr", "1e-9", "--steps", "5")
+    seen = [load_model(f"{out}/checkpoints/last.safetensors").images_seen for out in ("first", "second")]
+    assert seen == [3 * 4, 3 * 4 + 5 * 4]  # batches of 4; the second run was continued once
 
 
 def test_every_option_is_a_field_and_the_help_explains_each(capsys):
@@ -243,6 +248,29 @@ def write_folder(folder, n=20):
     return folder
 
 
+def test_a_checkpoint_folder_deleted_in_the_middle_is_made_again(monkeypatch):
+    describe = main.describe
+
+    def delete(progress):
+        if progress.step == 2:
+            shutil.rmtree("checkpoints")
+        return describe(progress)
+
+    monkeypatch.setattr(main, "describe", delete)
+    assert train("--save-every", "1", "--out", ".") == 0
+    assert load_checkpoint("checkpoints/last.safetensors")[1]["step"] == 3
+
+
+def test_a_run_that_diverges_stops_with_the_step_and_keeps_its_last_good_weights(capsys):
+    assert train("--lr", "1e30", "--warmup-steps", "1", "--steps", "20", "--save-every", "1") == 1
+    said = capsys.readouterr().err
+    step = int(re.search(r"main\.py: step (\d+): the loss is (?:nan|inf), .*Try a smaller lr", said)[1])
+    tensors, info = load_checkpoint("checkpoints/last.safetensors")
+    assert "Traceback" not in said and info["step"] == step - 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="PyTorch's torchrun needs libuv, which its Windows builds lack")
 def test_two_processes_reach_the_weights_of_one(tmp_path):
     """torchrun with two CPU processes (gloo) against a single one, same global batch. No dropout in TINY."""
     folder = write_folder(tmp_path / "images")

@@ -134,13 +134,13 @@ def test_one_batch_can_be_learned_by_heart():
 @pytest.mark.parametrize(
     "x,t,y,named",
     [
-        (torch.zeros(2, 1, 32, 32), torch.zeros(2), None, "xt must"),
-        (torch.zeros(2, 3, 30, 32), torch.zeros(2), None, "xt must"),
-        (torch.zeros(3, 32, 32), torch.zeros(3), None, "xt must"),
-        (torch.zeros(2, 3, 32, 32), torch.zeros(1), None, "t must"),
-        (torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.tensor([0, 4]), "y must"),
-        (torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.tensor([-1, 0]), "y must"),
-        (torch.zeros(2, 3, 32, 32), torch.zeros(2), torch.tensor([0.0, 1.0]), "y must"),
+        (torch.zeros(2, 1, 32, 32), torch.zeros(2, dtype=torch.long), None, "xt must"),
+        (torch.zeros(2, 3, 30, 32), torch.zeros(2, dtype=torch.long), None, "xt must"),
+        (torch.zeros(3, 32, 32), torch.zeros(3, dtype=torch.long), None, "xt must"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(1, dtype=torch.long), None, "t must"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), torch.tensor([0, 4]), "y must"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), torch.tensor([-1, 0]), "y must"),
+        (torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long), torch.tensor([0.0, 1.0]), "y must"),
     ],
 )
 def test_bad_input_is_named(x, t, y, named):
@@ -150,7 +150,7 @@ def test_bad_input_is_named(x, t, y, named):
 
 def test_labels_for_a_model_without_classes_are_refused():
     with pytest.raises(ValueError, match="no classes"):
-        UNet(TINY)(torch.zeros(1, 3, 32, 32), torch.zeros(1), torch.tensor([0]))
+        UNet(TINY)(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long), torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
