@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .diffusion import DDPM
@@ -54,9 +54,9 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], info: dict) ->
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, metadata=metadata)
-        partial.chmod(0o644)  # safetensors makes files that only their owner may read
-        with open(partial, "rb+") as file:
+        with open(partial, "wb") as file:  # save_file makes a temporary file of its own, which a kill leaves behind
+            file.write(save(tensors, metadata=metadata))
+            file.flush()
             os.fsync(file.fileno())  # the content must be on the disk before the name points to it
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:

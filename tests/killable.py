@@ -22,13 +22,14 @@ _context = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:
     _context.set_forkserver_preload(["pytest", "torchvision", "tqdm", "ddpm_utils.training", "ddpm_utils.evaluation"])
 _numbers = itertools.count()
-_LAST_WORDS = {"save_file": checkpoint, "fsync": os, "replace": os}  # what save_checkpoint calls, in order
+_LAST_WORDS = {"fsync": os, "replace": os}  # what save_checkpoint calls, in order
 
 
 def start(folder: Path, *options: str, die: str = "", note: bool = False) -> multiprocessing.Process:
     """Start `main.py --out folder options`; what it says goes to the file process.said.
 
-    die: "before" or "after" and a function that save_checkpoint calls: the process kills itself there, at step 5.
+    die: "before" or "after" and a function that save_checkpoint calls, or "halfway fsync" (while the file is written):
+    the process kills itself there, at step 5.
     note: write step and hash of everything saved to the file folder/saved.txt.
     """
     said = folder.parent / f"{folder.name}-{next(_numbers)}.txt"
@@ -69,10 +70,10 @@ def _die(when: str, name: str) -> None:
         of_the_log = name == "replace" and "safetensors" not in str(arguments[0])
         if of_the_log or next(calls) < 5:
             return real(*arguments, **more)
-        if when == "after" or name == "save_file":
+        if when == "after":
             real(*arguments, **more)
-        if when == "before" and name == "save_file":  # as if killed while writing: half of the file is there
-            os.truncate(arguments[1], os.path.getsize(arguments[1]) // 2)
+        if when == "halfway":  # as if killed while writing: half of the file is there
+            os.ftruncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     setattr(_LAST_WORDS[name], name, deadly)

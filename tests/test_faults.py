@@ -99,7 +99,7 @@ def test_killed_at_random_moments_a_run_goes_on_to_the_same_weights(unbroken, tm
 
 
 @pytest.mark.parametrize(
-    "moment, step", [("before save_file", 4), ("before fsync", 4), ("before replace", 4), ("after replace", 5)]
+    "moment, step", [("halfway fsync", 4), ("before fsync", 4), ("before replace", 4), ("after replace", 5)]
 )
 def test_killed_at_each_stage_of_saving(moment, step, unbroken, tmp_path):
     data, _, hashes = unbroken
