@@ -177,6 +177,8 @@ class Judge:
         "frechet": {n: (distance, error)} for several n; "neighbours": percentiles 1...99 of the distance to the
         nearest known image, of the first 1,000 images.
         """
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # folders come class by class
+        images, labels = images[order], labels[order]
         seen = look_at(self.classifier, images)
         sizes = [n for n in SIZES if n <= len(images)]
         distances, _ = nearest(seen.features[:1000], self.known)

@@ -160,6 +160,10 @@ def test_the_judge_knows_a_copy_and_a_wrong_label():
     assert figures["recognised"] == (1.0, 0.0) and figures["number"] == 400
     assert figures["frechet"][250].value < 0.05 and max(figures["neighbours"]) < 1e-3
     assert judge(real.images, labels + 1)["recognised"].value == 0
+    by_class = real.labels.argsort()
+    sorted_value = judge(real.images[by_class], labels[by_class])["frechet"][250].value
+    first_classes = frechet(judge.reference[by_class], judge.reference, 250).value
+    assert sorted_value < 0.5 * first_classes  # the first n are a fair draw, in whatever order the images come
     other = judge(shapes(400, seed=5).images, labels)
     assert min(other["neighbours"]) > 0 and other["frechet"][250].value > 0
 
