@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import scipy.linalg
@@ -207,3 +208,33 @@ def test_main_evaluate_writes_all_figures(tmp_path, monkeypatch, capsys):
 def test_main_evaluate_refuses(words, said, capsys):
     assert main.main(["evaluate", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_model_card_shows_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(Path(main.__file__).parent / "tools")
+    from model_card import figures
+
+    torch.manual_seed(0)
+    judge = Judge(Classifier((4, 4, 4, 8)).eval(), shapes(400), shapes(400))
+    sets = {"real": shapes(1000, seed=1), "unguided": shapes(1000, seed=2), "guided": shapes(1000, seed=3)}
+    sets |= {"guided, 5 steps": shapes(250, seed=4)}
+    results = {
+        "date": "2026-01-31",
+        "machine": "a test",
+        "options": {"sampler": "ddim", "steps": 25, "seed": 0, "guidance": 2.0},
+        "data": ["folder a", 400, 1000, "folder b", 400],
+        "sets": {name: judge(images.images, images.labels) for name, images in sets.items()},
+        "held_out": [{"first": 0, "last": 999, "loss": (0.03125, 0.001), "bits": (3.5, 0.01)}],
+        "prior_bits": (0.25, 0.001),
+        "seconds_64_guided": 12.34,
+    }
+    card = figures(json.loads(json.dumps(results)))  # as it comes from the file
+    guided, few = results["sets"]["guided"], results["sets"]["guided, 5 steps"]
+    for expected in (
+        f"| this model, guided (w = 2) | {guided['recognised']:.3f} | {guided['frechet'][1000]:.2f} |",
+        f"| Frechet distance | {few['frechet'][250]:.2f} | {guided['frechet'][250]:.2f} |",
+        "| 0...999 | 0.0312 ± 0.0010 | 3.5000 ± 0.0100 |",
+        "| sum | | 3.75 |",
+        "took 12.3 s",
+    ):
+        assert expected in card, (expected, card)
