@@ -1,4 +1,5 @@
 """The module that the notebooks share: one file per chapter, each importing only files above it.
 
-embedding -> diffusion -> unet -> data -> checkpoint -> sampling -> training -> plots -> widgets -> checks.
+guards -> embedding -> diffusion -> unet -> data -> hardware -> checkpoint -> diffusers_format -> sampling -> training ->
+evaluation -> plots -> widgets -> checks.
 """
