@@ -2,7 +2,7 @@
 
     python tools/model_card.py      from evaluation.json in ddpm_utils/weights to README.md and neighbours.png there
 
-The text between the markers is made from the file alone: a test compares them.
+The text between the markers is made from that file and the classifier's alone.
 """
 
 import json
@@ -43,41 +43,41 @@ def figures(results: dict) -> str:
         f"({classifier['epochs']:g} epochs), to the {references:,} images of {source}'s train split; they compare with "
         "each other, not with any paper's FID. ± is one standard error.",
         "",
-        "| 1,000 images | recognised as intended | Frechet distance | times real | at infinitely many |",
-        "|---|--:|--:|--:|--:|",
     ]
+    rows = []
     for key, name in names.items():
         if key in sets:
-            row = sets[key]
-            distance = at(row, 1000)
-            lines.append(
-                f"| {name} | {Measured(*row['recognised']):.3f} | {distance:.2f} | {distance.value / base.value:.1f} | "
-                f"{row['frechet_limit']:.2f} |"
-            )
-    sizes = [n for n in sets["guided"]["frechet"]]
+            distance, recognised = at(sets[key], 1000), Measured(*sets[key]["recognised"])
+            times, limit = distance.value / base.value, sets[key]["frechet_limit"]
+            rows.append([name, f"{recognised:.3f}", f"{distance:.2f}", f"{times:.1f}", f"{limit:.2f}"])
+    header = ["1,000 images", "recognised as intended", "Frechet distance", "times real", "at infinitely many"]
+    lines += markdown_table(header, rows)
+    sizes = list(sets["guided"]["frechet"])
     lines += ["", "The same distance with other numbers of images (few images look worse than they are):", ""]
-    lines += ["| images | " + " | ".join(f"{int(n):,}" for n in sizes) + " |", "|---|" + "--:|" * len(sizes)]
-    for key in ("real", "unguided", "guided"):
-        cells = [f"{at(sets[key], n):.2f}" if n in sets[key]["frechet"] else "" for n in sizes]
-        lines.append(f"| {names[key]} | " + " | ".join(cells) + " |")
+    rows = [
+        [names[key], *(f"{at(sets[key], n):.2f}" if n in sets[key]["frechet"] else "" for n in sizes)]
+        for key in ("real", "unguided", "guided")
+    ]
+    lines += markdown_table(["images", *(f"{int(n):,}" for n in sizes)], rows)
     sweep = {name.split()[1]: row for name, row in sets.items() if name.startswith("guided, ")}
     sweep[str(options["steps"])] = sets["guided"]
     n = max(int(n) for n in sets["guided"]["frechet"] if all(n in row["frechet"] for row in sweep.values()))
     steps = sorted(sweep, key=int)
     lines += ["", f"Fewer steps, guided, Frechet distance of {n:,} images:", ""]
-    lines += ["| steps | " + " | ".join(steps) + " |", "|---|" + "--:|" * len(steps)]
-    lines.append("| recognised | " + " | ".join(f"{Measured(*sweep[s]['recognised']):.3f}" for s in steps) + " |")
-    lines.append("| Frechet distance | " + " | ".join(f"{at(sweep[s], n):.2f}" for s in steps) + " |")
+    rows = [
+        ["recognised", *(f"{Measured(*sweep[s]['recognised']):.3f}" for s in steps)],
+        ["Frechet distance", *(f"{at(sweep[s], n):.2f}" for s in steps)],
+    ]
+    lines += markdown_table(["steps", *steps], rows)
     lines += ["", f"Held-out loss and bits per dimension on the {tests:,} test images, unconditional, EMA weights:", ""]
-    lines += ["| timesteps | mean (eps - eps_hat)^2 | bits per dimension |", "|---|--:|--:|"]
-    total = 0.0
-    for row in results["held_out"]:
-        total += row["bits"][0]
-        lines.append(
-            f"| {row['first']}...{row['last']} | {Measured(*row['loss']):.4f} | {Measured(*row['bits']):.4f} |"
-        )
-    lines.append(f"| end of the chain (L_T) | | {Measured(*results['prior_bits']):.4f} |")
-    lines.append(f"| sum | | {total + results['prior_bits'][0]:.2f} |")
+    prior = Measured(*results["prior_bits"])
+    rows = [
+        [f"{row['first']}...{row['last']}", f"{Measured(*row['loss']):.4f}", f"{Measured(*row['bits']):.4f}"]
+        for row in results["held_out"]
+    ]
+    rows.append(["end of the chain (L_T)", "", f"{prior:.4f}"])
+    rows.append(["sum", "", f"{sum(row['bits'][0] for row in results['held_out']) + prior.value:.2f}"])
+    lines += markdown_table(["timesteps", "mean (eps - eps_hat)^2", "bits per dimension"], rows)
     lines += [
         "",
         f"64 guided images in {options['steps']} steps took {results['seconds_64_guided']:.1f} s.",
@@ -85,14 +85,21 @@ def figures(results: dict) -> str:
         f"Memorisation: distance to the nearest of the {known:,} training images ({trained_on}), in feature space, of",
         "1,000 images each. Copies would lie left of the real test images' curve, near 0.",
         "",
-        "| share of images nearer than | 1% | 10% | 50% | 90% |",
-        "|---|--:|--:|--:|--:|",
     ]
-    for key, name in CURVES.items():
-        if key in sets:
-            cells = [f"{sets[key]['neighbours'][p - 1]:.2f}" for p in (1, 10, 50, 90)]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    percents = (1, 10, 50, 90)
+    rows = [
+        [name, *(f"{sets[key]['neighbours'][p - 1]:.2f}" for p in percents)]
+        for key, name in CURVES.items()
+        if key in sets
+    ]
+    lines += markdown_table(["share of images nearer than", *(f"{p}%" for p in percents)], rows)
     return "\n".join(lines) + "\n"
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table: words in the first column, numbers in the others."""
+    lines = ["|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in (header, *rows)]
+    return [lines[0], "|---|" + "--:|" * (len(header) - 1), *lines[1:]]
 
 
 def at(row: dict, n: int | str) -> Measured:
