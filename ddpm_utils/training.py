@@ -44,20 +44,25 @@ class TrainConfig:
     grad_clip: float = option(1.0, "largest norm of the gradient; a larger one is scaled down to it")
     ema_decay: float = option(0.9995, "decay of the averaged weights, which draw the samples (the paper: 0.9999)")
     label_dropout: float = option(0.15, "share of images trained without their label; needed for guidance")
+    snr_cap: float = option(
+        0.0, "weigh timesteps of a higher signal-to-noise ratio down to this one (5 is usual); 0: all alike, eq. 14"
+    )
     flip: bool = option(True, "mirror every other image, at random")
     seed: int = option(0, "where all randomness comes from")
 
     def __post_init__(self):
         _check_fields(_check_int, self, "steps", "batch_size", "warmup_steps")
         _check_fields(_check_number, self, "minutes", "lr", "lr_final", "grad_clip", "ema_decay", "label_dropout")
+        _check_number("snr_cap", self.snr_cap)
         _check_seed("seed", self.seed)
         if not isinstance(self.flip, bool):
             raise TypeError(f"flip must be True or False, not {self.flip!r}.")
         for name in ("steps", "batch_size", "lr", "warmup_steps", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, not {getattr(self, name)}.")
-        if not 0 <= self.minutes < math.inf:
-            raise ValueError(f"minutes must not be negative, but is {self.minutes}.")
+        for name in ("minutes", "snr_cap"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}.")
         for name, top in (("lr_final", 1.0), ("ema_decay", 1.0), ("label_dropout", 1.0)):
             if not 0 <= getattr(self, name) <= top:
                 raise ValueError(f"{name} must lie between 0 and 1, not {getattr(self, name)}.")
@@ -164,7 +169,9 @@ def train_step(
     cuda = [batch.x0.device] if batch.x0.is_cuda else []
     with torch.random.fork_rng(cuda):  # dropout draws from torch's own generator; the caller's is left alone
         torch.manual_seed(_seed(run.config.seed, "dropout", run.step, rank))
-        loss = ddpm.loss(eps_model, batch.x0, batch.t, batch.eps).mean()
+        losses = ddpm.loss(eps_model, batch.x0, batch.t, batch.eps)  # (B,)
+    weights = loss_weights(ddpm, run.config.snr_cap).to(losses.device)  # (T,)
+    loss = (weights[batch.t] * losses).mean()
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.config.grad_clip)
@@ -180,6 +187,19 @@ def train_step(
     run.ema.update(run.model, run.step)
     run.step += 1
     return mean_loss
+
+
+def loss_weights(ddpm: DDPM, snr_cap: float) -> Tensor:
+    """(T,) float: min(SNR_t, snr_cap) / SNR_t with SNR = alpha_bar / (1 - alpha_bar); ones where snr_cap is 0.
+
+    In the first timesteps, where little noise is left to tell, the loss is largest: unweighted, they make most of the
+    gradient. Capped, more of it is left for those where shapes are decided. Source: Hang et al. 2023, "Min-SNR"
+    (arXiv:2303.09556).
+    """
+    _check_number("snr_cap", snr_cap, 0.0)
+    if not snr_cap:
+        return torch.ones(ddpm.T)
+    return (snr_cap * (1 - ddpm.alpha_bars) / ddpm.alpha_bars).clamp(max=1).float().cpu()
 
 
 def learning_rate(config: TrainConfig, step: int, fraction: float) -> float:
@@ -253,7 +273,7 @@ def load_run(
     if "train" not in info or not any(name.startswith("model.") for name in tensors):
         raise ValueError(f"{path} holds weights to sample from, but no training run to continue.")
     free = {"steps", "minutes"}
-    old, new = info["train"], asdict(config)
+    old, new = {"snr_cap": 0.0} | info["train"], asdict(config)  # older files know no snr_cap
     changed = [
         f"{name} was {old.get(name)}, now {new[name]}"
         for name in new

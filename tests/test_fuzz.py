@@ -347,6 +347,11 @@ CASES = {
         {"T": st.just(T), "steps": st.integers(1, T)},
         {"T": wrong_numbers(1, whole=True), "steps": wrong_numbers(1, T, whole=True)},
     ),
+    "log_snr_timesteps": Case(
+        lambda steps: sampling.log_snr_timesteps(chain(), steps),
+        {"steps": st.integers(1, T)},
+        {"steps": wrong_numbers(1, T, whole=True)},
+    ),
     "sample_ddpm": Case(
         drain(sampling.sample_ddpm),
         {"x_T": images(), "steps": st.none() | st.integers(1, 4), "generator": st.none() | st.builds(torch.Generator)},
@@ -366,6 +371,15 @@ CASES = {
             "generator": NOT_GENERATORS,
         },
     ),
+    "sample_dpmpp": Case(
+        drain(sampling.sample_dpmpp),
+        {"x_T": images(), "steps": st.integers(1, 4), "order": st.integers(1, 2)},
+        {
+            "x_T": wrong_images(free=True) | st.sampled_from([NAN, INF]).map(lambda v: torch.full((B, 3), v)) | odd(()),
+            "steps": wrong_numbers(1, T, whole=True),
+            "order": wrong_numbers(1, 2, whole=True),
+        },
+    ),
     "sample_ddpm's eps_model": Case(
         lambda answer: list(sampling.sample_ddpm(lambda xt, t: answer, chain(), torch.zeros(B, 3, 8, 8), steps=2)),
         {"answer": images()},
@@ -377,6 +391,23 @@ CASES = {
         {"answer": images()},
         {"answer": wrong_images()},
         {"answer": "eps"},
+    ),
+    "sample_dpmpp's eps_model": Case(
+        lambda answer: list(sampling.sample_dpmpp(lambda xt, t: answer, chain(), torch.zeros(B, 3, 8, 8), steps=2)),
+        {"answer": images()},
+        {"answer": wrong_images()},
+        {"answer": "eps"},
+    ),
+    "sample_dpmpp's spacing": Case(
+        lambda timesteps: list(
+            sampling.sample_dpmpp(perfect, chain(), torch.zeros(B, 3, 8, 8), spacing=lambda *_: timesteps)
+        ),
+        {"timesteps": st.just(torch.tensor([0, 5, T - 1]))},
+        {
+            "timesteps": ANYTHING
+            | other_dtypes((3,), *NOT_LONG)
+            | st.sampled_from([[], [[0, 1]], [5, 3], [0, 0], [0, T]]).map(torch.tensor)
+        },
     ),
     "sample_ddpm's variances": Case(
         lambda table: list(
@@ -408,7 +439,7 @@ CASES = {
             **{name: wrong_numbers(1, whole=True) for name in ("steps", "batch_size", "warmup_steps")},
             **{name: wrong_numbers(0, low_open=True) for name in ("lr", "grad_clip")},
             **{name: wrong_numbers(0, 1) for name in ("lr_final", "ema_decay", "label_dropout")},
-            "minutes": wrong_numbers(0),
+            **{name: wrong_numbers(0) for name in ("minutes", "snr_cap")},
             "seed": SEEDS,
             "flip": st.sampled_from([None, 1, 0, "yes"]),
         },
@@ -430,6 +461,11 @@ CASES = {
         lambda **arguments: training.learning_rate(TrainConfig(), **arguments),
         {"step": st.integers(0, 10**6), "fraction": st.floats(0, 1)},
         {"step": wrong_numbers(0, whole=True), "fraction": wrong_numbers(0, 1)},
+    ),
+    "loss_weights": Case(
+        lambda **arguments: training.loss_weights(DDPM(linear_betas(T)), **arguments),
+        {"snr_cap": st.floats(0, 1e6)},
+        {"snr_cap": wrong_numbers(0)},
     ),
     "batch_indices": Case(
         training.batch_indices,

@@ -18,8 +18,10 @@ from ddpm_utils.training import (
     draw_batch,
     learning_rate,
     load_run,
+    loss_weights,
     save_run,
     train,
+    train_step,
 )
 from ddpm_utils.unet import TINY, UNet
 
@@ -120,6 +122,11 @@ def test_a_batch_is_what_it_says(data):
     assert draw_batch(data, config, 5, 1000, 0, CPU).y is None
 
 
+def test_every_timestep_is_trained_as_often_as_any_other(data):
+    t = draw_batch(data, replace(CONFIG, batch_size=8000), 0, 4, 10, CPU).t  # a chain of 4 steps
+    assert torch.bincount(t, minlength=4).tolist() == pytest.approx([2000] * 4, abs=5 * math.sqrt(8000 * 3 / 16))
+
+
 def test_without_flips_the_images_are_untouched(data):
     batch = draw_batch(data, replace(CONFIG, flip=False), 0, 1000, 0, CPU)
     assert torch.equal(batch.x0, to_float(data.images[batch_indices(len(data), 8, 0, 0)]))
@@ -154,6 +161,56 @@ def test_learning_rate_warms_up_and_decays():
     assert learning_rate(config, 500, 0.5) == pytest.approx(0.55)
     assert learning_rate(config, 1000, 1.0) == pytest.approx(0.1)
     assert learning_rate(replace(config, lr_final=1.0), 900, 0.9) == pytest.approx(1.0)
+
+
+def test_capped_weights_make_the_loss_of_eps_that_of_x0_where_little_noise_is_left(ddpm):
+    """(x0 - x0_hat)^2 = (eps - eps_hat)^2 / SNR: below the cap's timestep the weighted loss is cap * that of x0."""
+    weights, snr = loss_weights(ddpm, 5.0), ddpm.alpha_bars / (1 - ddpm.alpha_bars)
+    assert torch.equal(loss_weights(ddpm, 0.0), torch.ones(1000))
+    assert torch.equal(weights[snr <= 5], torch.ones(int((snr <= 5).sum())))
+    x0, xt = torch.full((1000, 1, 1, 1), 0.4), torch.full((1000, 1, 1, 1), 0.1)
+    t = torch.arange(1000)
+    eps, eps_hat = (ddpm.predict_eps(xt, t, x0 + shift) for shift in (0.0, 0.01))
+    weighted = weights * (eps - eps_hat).square().flatten()
+    torch.testing.assert_close(weighted[snr > 5], torch.full_like(weighted[snr > 5], 5 * 0.01**2), rtol=1e-3, atol=0)
+
+
+def test_a_step_descends_the_weighted_loss(data, ddpm):
+    """Without noise of its own (dropout 0), a step's gradient is that of the weighted mean, written out here."""
+    config = replace(CONFIG, snr_cap=5.0, grad_clip=1e9)
+    run = new_run(config, replace(NANO, dropout=0.0))
+    batch = draw_batch(data, config, 0, 1000, 10, CPU)
+    batch = batch._replace(t=torch.tensor([0, 5, 20, 50, 100, 300, 600, 999]))
+    eps_hat = run.model(ddpm.q_sample(batch.x0, batch.t, batch.eps), batch.t, batch.y)
+    snr = (ddpm.alpha_bars / (1 - ddpm.alpha_bars))[batch.t]
+    each = (eps_hat - batch.eps).square().mean((1, 2, 3))
+    expected = (each * torch.minimum(snr, torch.tensor(5.0)) / snr).mean()
+    gradients = torch.autograd.grad(expected, list(run.model.parameters()))
+    loss = train_step(run, run.model, ddpm, batch, 0.0)
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    for parameter, gradient in zip(run.model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_gradient_is_the_slope_of_the_loss(data, ddpm):
+    """A short way along the gradient g, the loss must change by that way times |g|."""
+    run = new_run(replace(CONFIG, grad_clip=1e9, lr=1e-12), replace(NANO, dropout=0.0))
+    batch = draw_batch(data, CONFIG, 0, 1000, 10, CPU)
+    batch = batch._replace(eps=2 * batch.eps)  # a loss of 4: where it is 1, as in a new run, a factor of it hides
+
+    def loss_of(weights):
+        torch.nn.utils.vector_to_parameters(weights, run.model.parameters())
+        with torch.no_grad():
+            eps_hat = run.model(ddpm.q_sample(batch.x0, batch.t, batch.eps), batch.t, batch.y)
+            return (batch.eps - eps_hat).double().square().mean().item()
+
+    start = torch.nn.utils.parameters_to_vector(run.model.parameters()).detach().clone()
+    loss = train_step(run, run.model, ddpm, batch, lr=1e-12)
+    g = torch.nn.utils.parameters_to_vector([p.grad for p in run.model.parameters()])
+    h = 0.01 / g.norm()
+    slope = (loss_of(start + h * g) - loss_of(start - h * g)) / (2 * h.item())
+    assert loss == pytest.approx(loss_of(start), rel=1e-4) and loss > 3
+    assert slope == pytest.approx(g.square().sum().item(), rel=0.02)
 
 
 def test_gradients_are_clipped(data, ddpm, monkeypatch):
