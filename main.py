@@ -33,11 +33,11 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model
-from ddpm_utils.data import load_images, to_float
+from ddpm_utils.data import ImageSet, load_images, to_float
 from ddpm_utils.diffusion import DDPM, cosine_betas, linear_betas, posterior_variances
 from ddpm_utils.evaluation import SIZES, Judge, held_out_loss, inception_fid, load_classifier, prior_bits
 from ddpm_utils.hardware import Setup, best_device, fastest, measure_setups
-from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, start_noise
+from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, sample_dpmpp, start_noise
 from ddpm_utils.training import Progress, Run, TrainConfig, load_run, option, save_run, train
 from ddpm_utils.unet import PAPER, SMALL, TINY, UNet, UNetConfig
 
@@ -49,6 +49,7 @@ SAMPLERS = {
     "ddpm-posterior": lambda o, *a, generator: sample_ddpm(
         *a, steps=o.steps, variances=posterior_variances, generator=generator
     ),
+    "dpmpp": lambda o, *a, generator: sample_dpmpp(*a, steps=o.steps),
 }
 
 
@@ -82,7 +83,9 @@ class SampleOptions:
     )
     number: int = option(64, "how many images")
     sampler: str = option(
-        "ddpm-posterior", "ddpm-posterior (ancestral, sigma^2 = posterior variance), ddpm (sigma^2 = beta), or ddim"
+        "ddpm-posterior",
+        "ddpm-posterior (ancestral, sigma^2 = posterior variance), ddpm (sigma^2 = beta), ddim, "
+        "or dpmpp (DPM-Solver++ 2M: for 10 to 20 steps)",
     )
     steps: int = option(50, "how many denoising steps")
     eta: float = option(0.0, "noise of the ddim sampler, from 0 to 1")
@@ -158,50 +161,61 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_training(options: TrainOptions) -> int:
     """Train, or continue, the run in options.out, alone. Returns the exit status."""
-    with contextlib.ExitStack() as held:
-        return _run_training(options, held)
+    device, first = join_processes(options.device)
+    data, ddpm = load_images(options.data), DDPM(SCHEDULES[options.schedule](options.T))
+    with alone_in(Path(options.out)) if first else contextlib.nullcontext():
+        run, setup = start_run(options, ddpm, data, device, first)
+        if first:
+            parameters = sum(p.numel() for p in run.model.parameters())
+            where = f"{device}, {setup}; {options.preset} U-Net, {parameters:,} parameters"
+            print(f"{data.source}, {len(data)} images; {where}.")
+            return follow_run(options, run, ddpm, data, setup)
+        for _ in train(run, ddpm, data, setup):
+            pass
+        return 0
 
 
-def _run_training(options: TrainOptions, held: contextlib.ExitStack) -> int:
-    distributed = "RANK" in os.environ  # set by torchrun
-    device = pick_device(options.device)
-    if distributed:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    first = not distributed or dist.get_rank() == 0  # the process that speaks and writes
-    say = print if first else lambda *_: None
+def join_processes(device_name: str) -> tuple[torch.device, bool]:
+    """The device of this process, and whether it is the one that speaks and writes: the first, or the only one."""
+    device = pick_device(device_name)
+    if "RANK" not in os.environ:  # set by torchrun
+        return device, True
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device, dist.get_rank() == 0
 
-    data = load_images(options.data)
-    ddpm = DDPM(SCHEDULES[options.schedule](options.T))
+
+def start_run(
+    options: TrainOptions, ddpm: DDPM, data: ImageSet, device: torch.device, first: bool
+) -> tuple[Run, Setup]:
+    """The run to go on with: a new one, or the one in options.out's checkpoint."""
     config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
     unet = replace(PRESETS[options.preset], num_classes=len(data.class_names) if options.labels else 0)
-    out = Path(options.out)
-    checkpoint = out / "checkpoints" / "last.safetensors"
-
+    checkpoint = checkpoint_in(options.out)
     if first:
-        held.enter_context(alone_in(out))
         for half_written in checkpoint.parent.glob(f"{checkpoint.name}.*.partial"):  # by a process that was killed
             half_written.unlink()
     if checkpoint.exists():
         run, setup = load_run(checkpoint, ddpm, data, config, device)
         if run.model.config != unet:
             raise ValueError(f"{checkpoint} holds another model (--preset or --labels differ); choose another --out.")
-        say(f"Continuing {checkpoint} at step {run.step}.")
-    else:
-        torch.manual_seed(config.seed)  # the initial weights
-        model, images_before = initial_model(unet, options.init_from)
-        run = Run(model.to(device), config, images_before)
-        shared = [pick_setup(run.model, config, options.bf16) if first else None]
-        if distributed:  # measured apart, the processes might not agree
-            dist.broadcast_object_list(shared, src=0)
-        setup = shared[0]
-    parameters = sum(p.numel() for p in run.model.parameters())
-    say(f"{data.source}, {len(data)} images; {device}, {setup}; {options.preset} U-Net, {parameters:,} parameters.")
-    if run.fraction >= 1:
-        say(f"This run is finished ({run.step} steps). Give more --steps or --minutes to go on, or another --out.")
-        return 0
+        if first:
+            print(f"Continuing {checkpoint} at step {run.step}.")
+        return run, setup
+    torch.manual_seed(config.seed)  # the initial weights
+    model, images_before = initial_model(unet, options.init_from)
+    run = Run(model.to(device), config, images_before)
+    shared = [pick_setup(run.model, config, options.bf16) if first else None]
+    if dist.is_initialized():  # measured apart, the processes might not agree
+        dist.broadcast_object_list(shared, src=0)
+    return run, shared[0]
+
+
+def follow_run(options: TrainOptions, run: Run, ddpm: DDPM, data: ImageSet, setup: Setup) -> int:
+    """Train to the end, or to Ctrl-C, with a log, checkpoints and samples on the way. Returns the exit status."""
+    out, checkpoint = Path(options.out), checkpoint_in(options.out)
 
     def keep() -> None:
         save_run(checkpoint, run, ddpm, data, setup)
@@ -210,13 +224,12 @@ def _run_training(options: TrainOptions, held: contextlib.ExitStack) -> int:
         picture = out / "samples" / f"step_{run.step:06d}.png"
         write_grid(picture, Trained(run.ema.model, ddpm, data.class_names, {}), SampleOptions(guidance=2.0), setup)
 
-    if not first:
-        for _ in train(run, ddpm, data, setup):
-            pass
+    if run.fraction >= 1:
+        print(f"This run is finished ({run.step} steps). Give more --steps or --minutes to go on, or another --out.")
         return 0
     stopped = stop_flag()
     with open_log(out / "log.csv", run.step) as log, tqdm(initial=run.step, unit="step") as bar:
-        bar.total = None if config.minutes else config.steps
+        bar.total = None if run.config.minutes else run.config.steps
         for progress in train(run, ddpm, data, setup):
             bar.set_postfix_str(describe(progress), refresh=False)
             bar.update()
@@ -236,10 +249,15 @@ def _run_training(options: TrainOptions, held: contextlib.ExitStack) -> int:
     return 0
 
 
+def checkpoint_in(out: str) -> Path:
+    """Where a run in the folder out keeps its state."""
+    return Path(out) / "checkpoints" / "last.safetensors"
+
+
 def run_sampling(options: SampleOptions) -> int:
     """Draw a grid of images. Returns the exit status."""
     device = pick_device(options.device)
-    default = Path("checkpoints/last.safetensors")
+    default = checkpoint_in(".")
     path = Path(options.checkpoint) if options.checkpoint else default if default.exists() else PRETRAINED
     trained = load_model(path, device)
     setup = fastest(measure_setups(trained.model))
@@ -254,7 +272,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
     device = pick_device(options.device)
     path = Path(options.checkpoint or PRETRAINED)
     trained = load_model(path, device)
-    compared = load_model(options.compare, device) if options.compare else None
+    models = {"measured": trained} | ({"compared": load_model(options.compare, device)} if options.compare else {})
     train_set, test_set = load_images(options.data), load_images(options.data, "test")
     known = load_images(options.trained_on) if options.trained_on else train_set
     classifier, _ = load_classifier()
@@ -275,8 +293,8 @@ def run_evaluation(options: EvaluateOptions) -> int:
     }
     for steps in (int(part) for part in options.sweep.split(",") if part):
         wishes[f"guided, {steps} steps"] = (trained, options.guidance, steps, options.number // 4)
-    if compared:
-        wishes["compared"] = (compared, 1.0, options.steps, options.number)
+    if "compared" in models:
+        wishes["compared"] = (models["compared"], 1.0, options.steps, options.number)
     fid = {}
     for name, wish in wishes.items():
         start = time.perf_counter()
@@ -300,6 +318,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
         "options": {k: v for k, v in vars(options).items() if k not in ("output", "device")},
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "data": [train_set.source, len(train_set), len(test_set), known.source, len(known)],
+        "models": {name: size_and_training(model) for name, model in models.items()},
         "sets": sets,
         "fid": fid,
         "held_out": [row._asdict() for row in held_out_loss(eps_model, trained.ddpm, test_set.images, options.seed)],
@@ -310,6 +329,10 @@ def run_evaluation(options: EvaluateOptions) -> int:
     Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
     print(f"All figures: {options.output}")
     return 0
+
+
+def size_and_training(trained: Trained) -> dict:
+    return {"parameters": sum(p.numel() for p in trained.model.parameters()), "images_seen": trained.images_seen}
 
 
 def write_grid(path: Path, trained: Trained, options: SampleOptions, setup: Setup) -> None:

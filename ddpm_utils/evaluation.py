@@ -260,9 +260,7 @@ def inception_fid(samples: Tensor, reference: Tensor) -> float:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise ValueError(
-            'FID needs torchmetrics: pip install "torchmetrics[image]", and a network for its weights.'
-        ) from error
+        raise ValueError('FID needs torchmetrics: pip install -e ".[fid]", and a network for its weights.') from error
     try:
         fid = FrechetInceptionDistance(normalize=True)
     except (ImportError, OSError) as error:  # ImportError: torchmetrics's own word for a missing torch-fidelity

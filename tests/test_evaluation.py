@@ -217,12 +217,13 @@ def test_the_model_card_shows_what_was_measured(monkeypatch):
     torch.manual_seed(0)
     judge = Judge(Classifier((4, 4, 4, 8)).eval(), shapes(400), shapes(400))
     sets = {"real": shapes(1000, seed=1), "unguided": shapes(1000, seed=2), "guided": shapes(1000, seed=3)}
-    sets |= {"guided, 5 steps": shapes(250, seed=4)}
+    sets |= {"guided, 5 steps": shapes(250, seed=4), "compared": shapes(1000, seed=5)}
     results = {
         "date": "2026-01-31",
         "machine": "a test",
         "options": {"sampler": "ddim", "steps": 25, "seed": 0, "guidance": 2.0},
         "data": ["folder a", 400, 1000, "folder b", 400],
+        "models": {"compared": {"parameters": 123_456, "images_seen": 7_890}},
         "sets": {name: judge(images.images, images.labels) for name, images in sets.items()},
         "held_out": [{"first": 0, "last": 999, "loss": (0.03125, 0.001), "bits": (3.5, 0.01)}],
         "prior_bits": (0.25, 0.001),
@@ -235,6 +236,7 @@ def test_the_model_card_shows_what_was_measured(monkeypatch):
         f"| Frechet distance | {few['frechet'][250]:.2f} | {guided['frechet'][250]:.2f} |",
         "| 0...999 | 0.0312 ± 0.0010 | 3.5000 ± 0.0100 |",
         "| sum | | 3.75 |",
+        f"123,456 parameters after 7,890 images, unguided | {results['sets']['compared']['recognised']:.3f} |",
         "took 12.3 s",
     ):
         assert expected in card, (expected, card)

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -82,3 +84,17 @@ def test_nothing_that_is_loaded_can_hold_code():
                 case _:
                     found = set()
             assert not found, f"{path.name}, line {getattr(node, 'lineno', '?')}: {found}"
+
+
+def test_the_readme_points_to_sections_that_exist():
+    root = FOLDER.parent
+    page = (root / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r'\[(\d\d), "([^"]+)"\]\((notebooks/\d\d_\w+\.ipynb)\)', page)
+    assert len(links) > 10
+    for number, section, path in links:
+        cells = json.loads((root / path).read_text(encoding="utf-8"))["cells"]
+        lines = "".join(
+            "".join(cell["source"]) + "\n" for cell in cells if cell["cell_type"] == "markdown"
+        ).splitlines()
+        assert Path(path).name.startswith(number)
+        assert section in [line.lstrip("#").strip() for line in lines if line.startswith("#")], (path, section)

@@ -1,8 +1,8 @@
-"""Put the figures that `main.py evaluate` measured into the model card, between its markers, and draw its picture.
+"""Put the figures that `main.py evaluate` measured into the model card and the README, and draw the card's picture.
 
-    python tools/model_card.py      from evaluation.json in ddpm_utils/weights to README.md and neighbours.png there
+    python tools/model_card.py      from evaluation.json in ddpm_utils/weights to both pages and neighbours.png there
 
-The text between the markers is made from that file and the classifier's alone.
+The text between their markers is made from that file and the classifier's alone.
 """
 
 import json
@@ -10,18 +10,47 @@ from pathlib import Path
 
 from ddpm_utils.checkpoint import WEIGHTS
 from ddpm_utils.evaluation import Measured, load_classifier
-from notebooks import between_markers, write
+from notebooks import ROOT, between_markers, write
 
 RESULTS = WEIGHTS / "evaluation.json"
 CARD = WEIGHTS / "README.md"
+README = ROOT / "README.md"
 CURVES = {"real, as trained on": "real test images", "unguided": "unguided", "guided": "guided"}
 
 
 def main() -> None:
     results = json.loads(RESULTS.read_text())
-    write(CARD, between_markers(CARD.read_text(encoding="utf-8"), figures(results), "figures"))
+    write(CARD, card(CARD.read_text(encoding="utf-8"), results))
+    write(README, readme(README.read_text(encoding="utf-8"), results))
     draw_neighbours(results["sets"], WEIGHTS / "neighbours.png")
-    print(f"{CARD.name} and neighbours.png in {WEIGHTS.name}/ now show {RESULTS.name}.")
+    print(f"The model card, its neighbours.png and README.md now show {RESULTS.name}.")
+
+
+def card(text: str, results: dict) -> str:
+    """The card with its measured part made anew from the results."""
+    return between_markers(text, figures(results), "figures")
+
+
+def readme(text: str, results: dict) -> str:
+    """The repository's first page with its paragraph on quality made anew from the results."""
+    return between_markers(text, quality(results), "quality")
+
+
+def quality(results: dict) -> str:
+    """What the first page says of the model, in three sentences."""
+    options, sets = results["options"], results["sets"]
+    real, guided = sets["real"], sets["guided"]
+    percent = {key: Measured(*(100 * part for part in sets[key]["recognised"])) for key in sets}
+    n = max(int(n) for n in guided["frechet"] if n in real["frechet"])
+    times = {key: at(sets[key], n).value / at(real, n).value for key in ("guided", "unguided")}
+    return (
+        f"A classifier of our own, which gets {percent['real']:.1f}% of real test images right, assigns "
+        f"{percent['guided']:.1f}% of {guided['number']:,} guided samples (w = {options['guidance']:g}) to the class "
+        f"that they should show, and {percent['unguided']:.1f}% of as many unguided ones. The Frechet distance to real "
+        f"images, in that classifier's features and with {n:,} images, is {times['guided']:.1f} times (guided) and "
+        f"{times['unguided']:.1f} times (unguided) that of real test images. Measured {results['date']} on "
+        f"{results['machine']}, {options['sampler']} in {options['steps']} steps; ± is one standard error.\n"
+    )
 
 
 def figures(results: dict) -> str:
@@ -35,8 +64,11 @@ def figures(results: dict) -> str:
         "real, as trained on": f"real: {trained_on}, test split",
         "unguided": "this model, unguided (w = 1)",
         "guided": f"this model, guided (w = {options['guidance']:g})",
-        "compared": "TINY after a minute of training, unguided",
     }
+    if other := results["models"].get("compared"):
+        names["compared"] = (
+            f"a U-Net of {other['parameters']:,} parameters after {other['images_seen']:,} images, unguided"
+        )
     lines = [
         f"Measured {results['date']} on {results['machine']}, by {options['sampler']} in {options['steps']} steps, "
         f"seed {options['seed']}. Frechet distances are taken between the 192 features of our own classifier "
