@@ -1,12 +1,13 @@
 """The U-Net: sizes known from the paper, its parts against PyTorch's own, and that every piece is really used."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpm_utils.unet import PAPER, SMALL, TINY, Attention, Downsample, Norm, ResBlock, UNet, UNetConfig
+from ddpm_utils.unet import PAPER, SMALL, TINY, Attention, Downsample, Norm, ResBlock, UNet, UNetConfig, Upsample
 
 
 def parameters(config):
@@ -59,6 +60,35 @@ def test_every_parameter_gets_a_gradient():
     assert silent == []
 
 
+def test_every_tensor_of_the_way_down_comes_back_on_the_way_up():
+    model, left, taken = awake(UNet(TINY)), [], []
+    for module in (model.conv_in, *model.down):
+        module.register_forward_hook(lambda module, inputs, output: left.append(output))
+    for module in model.up:
+        if not isinstance(module, Upsample):
+            module.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+    model(torch.randn(2, 3, 32, 32), torch.tensor([3, 700]))
+    assert len(left) == len(taken)
+    for skip, joined in zip(reversed(left), taken, strict=True):  # the last one left is the first one taken
+        assert torch.equal(joined[:, -skip.shape[1] :], skip)
+
+
+def test_the_network_is_told_the_time_in_steps():
+    model, told = UNet(TINY), []
+    model.time_mlp.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0]))
+    model(torch.randn(3, 3, 32, 32), torch.tensor([0, 1, 7]))
+    fastest = told[0][:, 0].tolist()  # the wave that turns by one radian per step
+    assert fastest == pytest.approx([math.sin(0), math.sin(1), math.sin(7)], abs=1e-5)
+
+
+def test_the_answer_may_be_any_number():
+    """Noise is negative half of the time, and beyond 1 a third of the time: no activation may stand at the end."""
+    model, bias = UNet(TINY), torch.tensor([-3.0, 0.5, 3.0])
+    model.conv_out.bias.data.copy_(bias)  # conv_out starts at zero: a new network answers its bias
+    answer = model(torch.randn(1, 3, 32, 32), torch.tensor([5]))
+    assert torch.equal(answer, bias[None, :, None, None].expand_as(answer))
+
+
 def test_time_reaches_each_image_and_only_its_own():
     """The embedding on the wrong axis would mix the images of a batch."""
     model = awake(UNet(TINY))
@@ -96,6 +126,13 @@ def test_norm_is_group_norm_by_hand():
             weight, bias = (p[4 * g : 4 * g + 4, None, None] for p in (norm.weight, norm.bias))
             assert torch.allclose(out[4 * g : 4 * g + 4], plain * weight + bias, atol=1e-5)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_norms_eps_is_the_official_one():
+    """It matters where the features are faint: with a variance of 1e-6, eps = 1e-6 halves what comes out."""
+    x = torch.randn(1, 8, 50, 50, dtype=torch.float64) * 1e-3
+    out = Norm(2, 8)(x.float())
+    assert out.var().item() == pytest.approx(1e-6 / (1e-6 + 1e-6), rel=0.1)
 
 
 def test_attention_is_a_softmax_average_by_hand():
