@@ -1,5 +1,6 @@
 # make lab    set up the environment and open JupyterLab on the first notebook
 # make test   set up the environment and check everything: module, main.py, notebooks
+# make book   the series as web pages, build/book/index.html, that need no network
 #
 # The environment is made once, in .venv, and again only when a requirements file has changed.
 # Another Python: make PYTHON=python3.12 lab
@@ -9,11 +10,11 @@ BIN := .venv/bin
 LAB_OPTIONS ?= $(if $(filter 0,$(shell id -u)),--allow-root) # as in containers, where there is only root
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-module test-notebooks test-twice notebooks lint clean
+.PHONY: help lab test test-module test-notebooks test-twice test-browser test-book bench notebooks book lint clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
-	@echo "make notebooks, make test-twice, make lint, make clean: see the Makefile"
+	@echo "make notebooks, make test-twice, make test-browser, make test-book, make bench, make lint, make clean: see the Makefile"
 
 lab: .venv/lab.done
 	@echo "Opening JupyterLab on notebooks/00_start_here.ipynb; stop it with Ctrl-C."
@@ -34,6 +35,28 @@ test-notebooks: .venv/test.done
 test-twice: .venv/test.done
 	DDPM_DATA=shapes $(BIN)/python tools/notebooks.py twice
 
+# JupyterLab in Chromium, which must be installed: Run All, every slider, the Stop button, both themes.
+# Pictures to look at:  make test-browser BROWSER_OPTIONS="--screenshots build/screenshots"
+test-browser: .venv/test.done .venv/book.done
+	@echo "Opening every notebook in a browser ..."
+	$(BIN)/python -m pytest tests/browser --durations=10 $(BROWSER_OPTIONS)
+
+# How fast, beside other libraries: measure, store, and put the table into the README. On an otherwise idle machine.
+# Some rows only, or a GPU:  make bench BENCH_OPTIONS="--rows start,batches"
+bench: .venv/bench.done
+	$(BIN)/python tests/benchmarks/bench.py $(BENCH_OPTIONS)
+	$(BIN)/python tests/benchmarks/bench.py --write README.md
+
+# Of the tests in the browser, those of the book: every page, with no network.
+test-book: .venv/test.done .venv/book.done
+	$(BIN)/python -m pytest tests/browser/test_book.py $(BROWSER_OPTIONS)
+
+# Only notebooks that have changed are executed, up to their last slider, for its frames: minutes the first time.
+book: .venv/book.done
+	DDPM_DATA=shapes $(BIN)/python tools/book.py record
+	$(BIN)/python tools/book.py build
+	@echo "Open build/book/index.html"
+
 # Execute all notebooks in order and save them clean: saving twice gives no difference.
 notebooks: .venv/lab.done
 	$(BIN)/python tools/notebooks.py run
@@ -53,6 +76,16 @@ lint: .venv/test.done
 .venv/test.done: .venv/lab.done requirements-test.txt
 	@echo "Installing requirements-test.txt ..."
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	@touch $@
+
+.venv/bench.done: .venv/test.done requirements-bench.txt
+	@echo "Installing requirements-bench.txt ..."
+	$(BIN)/python -m pip install --quiet -r requirements-bench.txt
+	@touch $@
+
+.venv/book.done: .venv/lab.done requirements-book.txt
+	@echo "Installing requirements-book.txt ..."
+	$(BIN)/python -m pip install --quiet -r requirements-book.txt
 	@touch $@
 
 clean:

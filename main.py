@@ -36,7 +36,7 @@ from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model
 from ddpm_utils.data import ImageSet, load_images, to_float
 from ddpm_utils.diffusion import DDPM, cosine_betas, linear_betas, posterior_variances
 from ddpm_utils.evaluation import SIZES, Judge, held_out_loss, inception_fid, load_classifier, prior_bits
-from ddpm_utils.hardware import Setup, best_device, fastest, measure_setups
+from ddpm_utils.hardware import Setup, best_device, fastest, keep_freed_memory, measure_setups
 from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, sample_dpmpp, start_noise
 from ddpm_utils.training import Progress, Run, TrainConfig, load_run, option, save_run, train
 from ddpm_utils.unet import PAPER, SMALL, TINY, UNet, UNetConfig
@@ -162,6 +162,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_training(options: TrainOptions) -> int:
     """Train, or continue, the run in options.out, alone. Returns the exit status."""
     device, first = join_processes(options.device)
+    keep_freed_memory()
     data, ddpm = load_images(options.data), DDPM(SCHEDULES[options.schedule](options.T))
     with alone_in(Path(options.out)) if first else contextlib.nullcontext():
         run, setup = start_run(options, ddpm, data, device, first)

@@ -3,6 +3,8 @@
 No chapter teaches this file; it keeps such questions out of those that do.
 """
 
+import ctypes
+import platform
 import time
 from dataclasses import dataclass
 
@@ -69,3 +71,20 @@ def measure_setups(model: nn.Module, images: int = 16, repeats: int = 2) -> dict
 def fastest(seconds: dict[Setup, float]) -> Setup:
     """The best of measured setups. bfloat16 must win by 10% to be chosen: a draw goes to the exact one."""
     return min(seconds, key=lambda setup: seconds[setup] * (1.1 if setup.bf16 else 1.0))
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep freed memory for what comes next, for as long as this process lives; True if it agrees.
+
+    Every training step frees gigabytes and takes them again. Given back to the system in between, each page has to be
+    mapped and cleared anew. Only glibc, the C library of most Linux systems, is asked; elsewhere nothing happens. The
+    price: the process holds on to its peak of memory until it ends.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # a program that brings its own allocator along
+        return False
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))  # no block of its own; never trim the heap

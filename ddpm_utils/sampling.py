@@ -5,6 +5,7 @@ take the same leading arguments: a noise model (see `noise_model`), the DDPM it 
 and x_T, the noise to start from. Given those and a seeded generator, the result is determined.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -53,12 +54,25 @@ def noise_model(model: UNet, y: Tensor | None = None, guidance: float = 1.0, set
 def spaced_timesteps(T: int, steps: int) -> Tensor:
     """(steps,) timesteps, ascending and evenly spread from 0 to T - 1, both included (one step: T - 1 alone)."""
     _check_int("T", T, low=1)
-    _check_int("steps", steps)
-    if not 1 <= steps <= T:
-        raise ValueError(f"steps must lie in 1...{T}, the length of the chain, not {steps}.")
+    _check_steps(steps, T)
     if steps == 1:
         return torch.tensor([T - 1])
     return torch.linspace(0, T - 1, steps, dtype=torch.float64).round().long()
+
+
+def log_snr_timesteps(ddpm: DDPM, steps: int) -> Tensor:
+    """(steps,) timesteps, ascending from 0 to T - 1, as evenly spread in the logarithm of the signal-to-noise ratio
+    alpha_bar / (1 - alpha_bar) as different whole numbers can be (one step: T - 1 alone).
+
+    Made for linear_betas. The last timesteps of cosine_betas lie so far apart in it that they take many of the steps.
+    """
+    _check_steps(steps, ddpm.T)
+    log_snr = (ddpm.alpha_bars / (1 - ddpm.alpha_bars)).log()  # (T,), falling
+    wanted = torch.linspace(log_snr[-1].item(), log_snr[0].item(), steps, dtype=torch.float64).flip(0)
+    nearest = (log_snr.cpu() - wanted[:, None]).abs().argmin(1)  # (steps,); near t = 0 some may be the same
+    index = torch.arange(steps)
+    apart = (nearest - index).cummax(0).values + index  # each at least one more than the one before
+    return torch.minimum(apart, index + ddpm.T - steps)  # and room left for those to come
 
 
 def sample_ddpm(
@@ -132,6 +146,47 @@ def sample_ddim(
     yield Step(-1, xt, xt)
 
 
+def sample_dpmpp(
+    eps_model: NoiseModel,
+    ddpm: DDPM,
+    x_T: Tensor,
+    *,
+    steps: int = 20,
+    order: int = 2,
+    spacing: Callable[[DDPM, int], Tensor] = log_snr_timesteps,
+    clip: bool = True,
+) -> Iterator[Step]:
+    """DPM-Solver++(2M), Lu et al. 2022 (arXiv:2211.01095), Algorithm 2: DDIM without noise, but each step takes the
+    x_0 estimate where its change since the last step will have led it halfway through this one.
+
+    order: 2, or 1 for DDIM itself. spacing: which `steps` timesteps to visit, ascending.
+    clip: the x_0 estimate to [-1, 1]. The first step has no earlier estimate, and the last ends where the logarithm of
+    the signal-to-noise ratio is infinite: these two are of order 1.
+    """
+    _check_start(x_T, None)
+    _check_int("order", order)
+    if order not in (1, 2):
+        raise ValueError(f"order must be 1 or 2, not {order}.")
+    timesteps = spacing(ddpm, steps)
+    alpha_bars = [1.0, *ddpm.shortened(timesteps).alpha_bars.tolist()]
+    lambdas = [math.inf, *(math.log(alpha_bar / (1 - alpha_bar)) / 2 for alpha_bar in alpha_bars[1:])]
+    xt, x0_before = x_T, None
+    for i in reversed(range(len(timesteps))):
+        t = torch.full((len(xt),), int(timesteps[i]), device=xt.device)
+        x0_hat = ddpm.predict_x0(xt, t, eps_model(xt, t))
+        if clip:
+            x0_hat = x0_hat.clamp(-1, 1)
+        yield Step(int(timesteps[i]), xt, x0_hat)
+        midway = x0_hat
+        if order == 2 and x0_before is not None and i > 0:
+            r = (lambdas[i + 1] - lambdas[i + 2]) / (lambdas[i] - lambdas[i + 1])  # last step / this step
+            midway = x0_hat + (x0_hat - x0_before) / (2 * r)
+        ratio = ((1 - alpha_bars[i]) / (1 - alpha_bars[i + 1])) ** 0.5  # of the noise after and before
+        xt = ratio * xt + (alpha_bars[i] ** 0.5 - ratio * alpha_bars[i + 1] ** 0.5) * midway
+        x0_before = x0_hat
+    yield Step(-1, xt, xt)
+
+
 def noise_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
     """z ~ N(0, I) like x, drawn where the generator lives (a CPU generator serves a model on a GPU too)."""
     _check_floats("x", x)
@@ -160,6 +215,12 @@ def start_noise(n: int, seed: int, channels: int = 3, size: int = 32) -> tuple[T
     streams = [torch.Generator().manual_seed(seed * 1_000_003 + 1 + i) for i in range(n)]  # far apart for near seeds
     x_T = torch.stack([torch.randn(channels, size, size, generator=stream) for stream in streams])
     return x_T, torch.Generator().manual_seed(seed * 1_000_003)
+
+
+def _check_steps(steps: int, T: int) -> None:
+    _check_int("steps", steps)
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must lie in 1...{T}, the length of the chain, not {steps}.")
 
 
 def _check_start(x_T: Tensor, generator: torch.Generator | None) -> None:

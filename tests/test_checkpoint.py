@@ -34,6 +34,18 @@ def test_a_model_comes_back_as_it_was(saved):
     assert torch.equal(trained.ddpm.betas, linear_betas()) and not trained.model.training
 
 
+def test_sampling_uses_the_average_and_not_the_last_weights(tmp_path):
+    """A training checkpoint holds both."""
+    average, latest = UNet(TINY).eval(), UNet(TINY)
+    for model, bias in ((average, 1.0), (latest, 2.0)):
+        torch.nn.init.constant_(model.conv_out.bias, bias)  # what a new network answers
+    tensors = {f"ema.{name}": value for name, value in average.state_dict().items()}
+    tensors |= {f"model.{name}": value for name, value in latest.state_dict().items()}
+    save_checkpoint(tmp_path / "run", {**tensors, "betas": linear_betas()}, model_info(average, ()))
+    model = load_model(tmp_path / "run").model
+    assert (model(torch.randn(1, 3, 32, 32), torch.tensor([7])) == 1).all()
+
+
 def test_the_exported_file_is_small_and_close(saved, tmp_path):
     path, model = saved
     slim = tmp_path / "slim.safetensors"

@@ -28,13 +28,13 @@ from safetensors.torch import load_file, save_file
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: whatever would reach for the network fails at once
 
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 from ddpm_utils import sampling
 from ddpm_utils.checkpoint import Trained
 from ddpm_utils.diffusers_format import WEIGHTS_FILE, load_diffusers, save_diffusers
 from ddpm_utils.diffusion import DDPM, beta_variances, cosine_betas, linear_betas, posterior_variances
-from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, spaced_timesteps
+from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, sample_dpmpp, spaced_timesteps
 from ddpm_utils.unet import PAPER, TINY, UNet
 
 SCHEDULES = {"linear": linear_betas, "squaredcos_cap_v2": cosine_betas}
@@ -147,6 +147,30 @@ def test_ddim_sampler(schedule, eta, clip, steps, spacing, monkeypatch):
         if step.t >= 0:
             eps = wavy(x, torch.full((2,), step.t))
             x = theirs.step(eps, step.t, x, eta=eta, use_clipped_model_output=True, generator=g).prev_sample
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # numpy's word to diffusers
+@pytest.mark.parametrize("steps", [1, 2, 8, 20])
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_dpm_solver(schedule, order, clip, steps):
+    """What must be aligned: their timesteps and sigmas (theirs are computed in float32, and spaced otherwise), a last
+    step of order 1 to sigma 0 (final_sigmas_type), and their dynamic threshold held at 1, which is our clip. They
+    round each x_t to float32."""
+    options = {"algorithm_type": "dpmsolver++", "solver_order": order, "solver_type": "midpoint"}
+    options |= {"final_sigmas_type": "zero", "thresholding": clip, "sample_max_value": 1.0}
+    theirs, ddpm = pair(DPMSolverMultistepScheduler, schedule, **options)
+    x = x_T = randn(2, 3, 4, 4)
+    walked = list(sample_dpmpp(wavy, ddpm, x_T, steps=steps, order=order, clip=clip))
+    theirs.set_timesteps(steps)
+    theirs.timesteps = torch.tensor([step.t for step in walked[:-1]])
+    alpha_bars = ddpm.alpha_bars[theirs.timesteps]
+    theirs.sigmas = torch.cat([((1 - alpha_bars) / alpha_bars).sqrt(), torch.zeros(1, dtype=torch.float64)])
+    for step in walked[:-1]:
+        assert difference(step.xt, x) < 1e-5
+        x = theirs.step(wavy(x, torch.full((2,), step.t)), step.t, x).prev_sample
+    assert difference(walked[-1].xt, x) < 1e-5
 
 
 def their_unet(**changes):

@@ -30,6 +30,12 @@ def test_cosine_betas_give_the_cosine_alpha_bars(T):
         assert alpha_bars[t].item() == pytest.approx(f[t + 1] / f[0], rel=1e-9)
 
 
+@pytest.mark.parametrize("betas", [linear_betas(), cosine_betas(), linear_betas(50, 2e-3, 0.4)])
+def test_the_last_state_of_a_schedule_is_noise(betas):
+    """What x_T keeps of x_0 must hide in the noise: a mean over 3,072 numbers still spreads by 0.018."""
+    assert math.prod(math.sqrt(1 - beta) for beta in betas.tolist()) < 0.01
+
+
 def test_alpha_bars_are_exact_to_float64():
     betas = linear_betas()
     product = math.prod(1 - beta for beta in betas.tolist())
@@ -100,6 +106,15 @@ def test_p_sample_agrees_with_line_4_of_algorithm_2():
     expected = (xt - beta / (1 - alpha_bar).sqrt() * eps) / (1 - beta).sqrt() + beta.sqrt() * z
     got = ddpm.p_sample(ddpm.predict_x0(xt, t, eps), xt, t, z, beta_variances(ddpm))
     assert torch.allclose(got, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("variances", [beta_variances, posterior_variances])
+def test_the_noise_of_a_step_has_the_variance_that_was_asked_for(variances):
+    ddpm = DDPM(linear_betas(10, 0.01, 0.4))
+    table, t = variances(ddpm), torch.arange(1, 10)
+    xt, z = torch.zeros(9, 1, dtype=torch.float64), torch.ones(9, 1, dtype=torch.float64)
+    added = ddpm.p_sample(xt, xt, t, z, table) - ddpm.p_sample(xt, xt, t, 0 * z, table)
+    assert added.flatten().tolist() == pytest.approx([math.sqrt(variance) for variance in table.tolist()[1:]])
 
 
 @pytest.mark.parametrize("variances", [beta_variances, posterior_variances])

@@ -108,11 +108,12 @@ def test_samples_are_the_seeds_and_the_options(capsys):
         "c": ["--seed", "1"],
         "d": ["--sampler", "ddpm"],
         "e": ["--label", "3"],
+        "f": ["--sampler", "dpmpp"],
     }.items():
         command = ["sample", "--number", "3", "--steps", "4", "--output", f"{name}.png", *options]
         assert main.main(command) == 0
-    pictures = {name: Path(f"{name}.png").read_bytes() for name in "abcde"}
-    assert pictures["a"] == pictures["b"] and len(set(pictures.values())) == 4
+    pictures = {name: Path(f"{name}.png").read_bytes() for name in "abcdef"}
+    assert pictures["a"] == pictures["b"] and len(set(pictures.values())) == 5
 
 
 def test_a_new_run_can_start_from_another_runs_weights():

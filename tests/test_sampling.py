@@ -1,18 +1,23 @@
 """The samplers with noise models whose right answer is known exactly, so that any error is the sampler's."""
 
+import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 from ddpm_utils.diffusion import DDPM, beta_variances, cosine_betas, linear_betas, posterior_variances
 from ddpm_utils.sampling import (
     Step,
     last,
+    log_snr_timesteps,
     noise_model,
     sample_ddim,
     sample_ddpm,
+    sample_dpmpp,
     spaced_timesteps,
     start_noise,
 )
@@ -72,8 +77,9 @@ def test_ancestral_sampling_with_a_perfect_denoiser_ends_at_the_image(variances,
         lambda *a: sample_ddpm(*a, variances=posterior_variances, clip=False),
         lambda *a: sample_ddim(*a, steps=1000, clip=False),
         lambda *a: sample_ddim(*a, steps=1000, eta=1.0, clip=False),
+        lambda *a: sample_dpmpp(*a, steps=60, clip=False),
     ],
-    ids=["beta", "posterior", "ddim", "ddim eta 1"],
+    ids=["beta", "posterior", "ddim", "ddim eta 1", "dpmpp"],
 )
 def test_the_exact_score_of_a_mixture_gives_the_mixture(sampler):
     ddpm, n = DDPM(linear_betas()), 4000
@@ -108,6 +114,105 @@ def test_ddim_with_eta_one_has_the_posterior_variance():
     assert x.var().item() == pytest.approx(variance, rel=0.02)
 
 
+def even(ddpm, steps):
+    return spaced_timesteps(ddpm.T, steps)
+
+
+@pytest.mark.parametrize("betas", [linear_betas(), cosine_betas()])
+@pytest.mark.parametrize("spacing", [even, log_snr_timesteps])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 1000])
+def test_the_solver_follows_a_perfect_denoiser_to_the_image(betas, spacing, steps):
+    ddpm = DDPM(betas)
+    x0 = torch.rand(1, 3, 4, 4, dtype=torch.float64) * 2 - 1
+    x_T = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    walked = list(sample_dpmpp(knows(ddpm, x0), ddpm, x_T, steps=steps, spacing=spacing))
+    assert torch.allclose(walked[-1].xt, x0.expand_as(x_T), atol=1e-6)
+    eps = ddpm.predict_eps(x_T, torch.full((2,), ddpm.T - 1), x0.expand_as(x_T))
+    for step in walked[:-1]:
+        expected = ddpm.q_sample(x0.expand_as(x_T), torch.full((2,), step.t), eps)
+        assert torch.allclose(step.xt, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+def test_the_solver_of_order_one_is_ddim(steps, clip):
+    ddpm, x_T = DDPM(linear_betas()), torch.randn(5, 2, dtype=torch.float64)
+    ours = list(sample_dpmpp(mixture_eps(ddpm), ddpm, x_T, steps=steps, order=1, spacing=even, clip=clip))
+    ddim = list(sample_ddim(mixture_eps(ddpm), ddpm, x_T, steps=steps, clip=clip))
+    for a, b in zip(ours, ddim, strict=True):
+        assert a.t == b.t and torch.allclose(a.xt, b.xt, atol=1e-9) and torch.allclose(a.x0_hat, b.x0_hat, atol=1e-9)
+
+
+def orders(ddpm, eps_model, x_T, exact, order):
+    """How fast the state at t = 0 comes near the exact one, as steps are halved twice: log2 of the errors' ratios."""
+    errors = []
+    for steps in (80, 160, 320):
+        walked = list(sample_dpmpp(eps_model, ddpm, x_T, steps=steps, order=order, clip=False))
+        errors.append((walked[-2].xt - exact).square().mean().sqrt().item())
+    return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+
+
+FINE = DDPM(linear_betas(10_000, 1e-5, 2e-3))  # so long that the timesteps are even in log-SNR, as order 2 wants them
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_solver_has_its_order_on_a_mixture(order):
+    """Against scipy's solution of the probability-flow equation dx/dt = -beta/2 (x + score), in Song et al.'s (2021,
+    arXiv:2011.13456, eq. 13) form: with 2 du = -beta dt = d log(alpha_bar), dx/du = x + score."""
+    start = torch.randn(8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def slope(u, flat):
+        x, alpha_bar = torch.from_numpy(flat).view(-1, 2), math.exp(2 * u)
+        variance = alpha_bar * STD**2 + 1 - alpha_bar
+        offsets = x[:, None] - math.sqrt(alpha_bar) * MEANS
+        weights = torch.softmax(WEIGHTS.log() - offsets.square().sum(2) / (2 * variance), 1)
+        return (x - (weights[:, :, None] * offsets).sum(1) / variance).flatten().numpy()
+
+    span = (FINE.alpha_bars[[-1, 0]].log() / 2).tolist()
+    exact = solve_ivp(slope, span, start.flatten().numpy(), "DOP853", rtol=1e-10, atol=1e-10).y[:, -1]
+    found = orders(FINE, mixture_eps(FINE), start, torch.from_numpy(exact).view(-1, 2), order)
+    assert np.allclose(found, order, atol=0.25), found
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_solver_has_its_order_on_a_gaussian(order):
+    """For data N(m, v) the flow only shifts and stretches: (x - sqrt(alpha_bar) m) / deviation never changes."""
+    m, v, x_T = 0.3, 0.25, torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+
+    def deviation(alpha_bar):
+        return (alpha_bar * v + 1 - alpha_bar).sqrt()
+
+    def eps_model(xt, t):
+        alpha_bar = FINE.alpha_bars[t][:, None]
+        return (1 - alpha_bar).sqrt() * (xt - alpha_bar.sqrt() * m) / deviation(alpha_bar) ** 2
+
+    last_ab, first_ab = FINE.alpha_bars[-1], FINE.alpha_bars[0]
+    exact = first_ab.sqrt() * m + deviation(first_ab) * (x_T - last_ab.sqrt() * m) / deviation(last_ab)
+    found = orders(FINE, eps_model, x_T, exact, order)
+    assert np.allclose(found, order, atol=0.25), found
+
+
+def test_the_solver_clips_the_estimate():
+    ddpm, x_T = DDPM(linear_betas()), torch.randn(2, 3, 8, 8)
+    walked = list(sample_dpmpp(lambda xt, t: -3 * xt, ddpm, x_T, steps=5))
+    assert all(step.x0_hat.abs().max() <= 1 for step in walked)
+    assert walked[-1].xt.abs().max() == 1
+
+
+@pytest.mark.parametrize("betas", [linear_betas(), cosine_betas(), linear_betas(20)])
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+def test_timesteps_spread_evenly_in_log_snr(betas, steps):
+    ddpm = DDPM(betas)
+    timesteps = log_snr_timesteps(ddpm, steps)
+    assert len(timesteps) == steps and timesteps[-1] == ddpm.T - 1 and (timesteps.diff() > 0).all()
+    assert steps == 1 or timesteps[0] == 0
+    assert torch.equal(log_snr_timesteps(ddpm, ddpm.T), torch.arange(ddpm.T))
+    if ddpm.T == 1000 and betas[-1] < 0.1 and steps > 1:  # else there are few timesteps where log-SNR falls fast
+        log_snr = torch.logit(ddpm.alpha_bars)
+        share = (log_snr[timesteps] - log_snr[0]) / (log_snr[-1] - log_snr[0])
+        assert (share - torch.arange(steps) / (steps - 1)).abs().max() < 0.04
+
+
 def test_every_step_is_yielded_from_noise_to_image():
     ddpm = DDPM(linear_betas())
     x_T = torch.randn(1, 3, 8, 8)
@@ -116,6 +221,9 @@ def test_every_step_is_yielded_from_noise_to_image():
         assert [step.t for step in walked] == [999, 666, 333, 0, -1]
         assert torch.equal(walked[0].xt, x_T) and isinstance(walked[0], Step)
         assert torch.equal(walked[-1].xt, walked[-1].x0_hat)
+    walked = list(sample_dpmpp(knows(ddpm, torch.zeros(1, 3, 8, 8)), ddpm, x_T, steps=4, spacing=even))
+    assert [step.t for step in walked] == [999, 666, 333, 0, -1]
+    assert torch.equal(walked[0].xt, x_T) and torch.equal(walked[-1].xt, walked[-1].x0_hat)
 
 
 def test_clipping_keeps_the_estimate_in_range_and_the_pair_consistent():
@@ -126,6 +234,28 @@ def test_clipping_keeps_the_estimate_in_range_and_the_pair_consistent():
     first, second = walked[:2]
     eps = ddpm.predict_eps(first.xt, torch.full((2,), first.t), first.x0_hat)
     assert torch.allclose(second.xt, ddpm.q_sample(first.x0_hat, torch.full((2,), second.t), eps), atol=1e-5)
+
+
+def test_ancestral_sampling_clips_its_estimate_only_if_told():
+    ddpm, x_T = DDPM(linear_betas()), torch.randn(2, 3, 8, 8)
+    for clip in (True, False):
+        walked = list(sample_ddpm(lambda xt, t: -3 * xt, ddpm, x_T, steps=5, clip=clip))
+        assert (max(step.x0_hat.abs().max() for step in walked[:-1]) <= 1) == clip
+
+
+@pytest.mark.parametrize("sampler", [sample_ddpm, sample_ddim])
+def test_a_sampler_tells_the_model_the_timestep_of_the_state_that_it_shows(sampler):
+    told = []
+    walked = list(sampler(lambda xt, t: told.append(t) or xt, DDPM(linear_betas()), torch.randn(2, 3, 8, 8), steps=7))
+    assert [t.tolist() for t in told] == [[step.t] * 2 for step in walked[:-1]]
+
+
+@pytest.mark.parametrize("sampler", [sample_ddpm, sample_ddim])
+def test_a_sampler_asks_the_model_that_it_was_given(sampler):
+    ddpm, x_T, asked = DDPM(linear_betas()), torch.randn(1, 3, 8, 8), []
+    for name in ("first", "second"):
+        last(sampler(lambda xt, t, name=name: asked.append(name) or xt, ddpm, x_T, steps=3))
+    assert asked == ["first"] * 3 + ["second"] * 3
 
 
 def test_a_seed_fixes_the_samples():
@@ -159,7 +289,7 @@ def test_timesteps_are_distinct_and_reach_pure_noise(T, steps):
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_an_impossible_number_of_steps_is_refused(steps):
     ddpm = DDPM(linear_betas())
-    for sampler in (sample_ddpm, sample_ddim):
+    for sampler in (sample_ddpm, sample_ddim, sample_dpmpp):
         with pytest.raises(ValueError, match="steps"):
             next(sampler(lambda xt, t: xt, ddpm, torch.zeros(1, 3, 8, 8), steps=steps))
 
