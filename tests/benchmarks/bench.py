@@ -136,6 +136,8 @@ def take_turns(name: str, contestants: list[str], sizes: Sizes, args: argparse.N
     turns = 1 if args.quick else args.turns
     with processes(name, contestants, args) as connections:
         notes = {}
+        for connection in connections.values():
+            ask(connection, "memory")  # answered when all its imports are done: they would disturb who is built first
         for contestant, connection in connections.items():  # one at a time: some measure while they are built
             notes[contestant], setup = ask(connection, "build", sizes)
             sizes = replace(sizes, setup=sizes.setup or setup)  # ours comes first
@@ -254,7 +256,7 @@ def table(results: dict) -> str:
             first = [title, cells[0]] if i == 0 else ["", ""]  # the same for all its lines: told once
             lines.append(f"| {' | '.join([*first, *cells[1:], on_gpu])} |\n")
         if measured and measured.get("remark"):
-            remarks.append(f"{measured['title'].capitalize()}: {measured['remark']}")
+            remarks.append(f"{measured['title']}: {measured['remark']}")
     remarks = [*remarks, *conditions(cpu), *conditions(gpu)]
     return HEADER + "".join(lines) + "".join(f"\n{remark}\n" for remark in remarks)
 

@@ -121,7 +121,7 @@ def forward(network: nn.Module, batch: int, device: str, tuned: bool) -> Work:
 
 def choose(network: nn.Module) -> Setup:
     """The fastest precision and layout here, by measurement: for ours, and for the peers when tuned."""
-    return fastest(measure_setups(network, images=8, repeats=1))
+    return fastest(measure_setups(network, images=8, repeats=3))
 
 
 def size_note(network: nn.Module, setup: Setup) -> str:
