@@ -52,8 +52,8 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_fields(_check_int, self, "steps", "batch_size", "warmup_steps")
-        _check_fields(_check_number, self, "minutes", "lr", "lr_final", "grad_clip", "ema_decay", "label_dropout")
-        _check_number("snr_cap", self.snr_cap)
+        _check_fields(_check_number, self, "minutes", "lr", "lr_final", "grad_clip", "ema_decay")
+        _check_fields(_check_number, self, "label_dropout", "snr_cap")
         _check_seed("seed", self.seed)
         if not isinstance(self.flip, bool):
             raise TypeError(f"flip must be True or False, not {self.flip!r}.")

@@ -12,8 +12,8 @@ slows the machine down for a while falls on all of them; a ratio is taken within
 is not counted. Every row is stored as soon as it is done.
 
 sampler.json, beside this file, names the sampler and the number of steps that the row "sample" gives ours. Its
-"quality" is a sentence that says how its samples compare with those of 1000 ancestral steps, on held-out images, as
-`python main.py evaluate` measured it; while it is empty, the table says that this has not been measured.
+"quality" is a sentence that says how its samples compare with those of 1000 ancestral steps, as `tools/steps.py`
+measured it; while it is empty, the table says that this has not been compared.
 """
 
 import argparse
