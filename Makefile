@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# One process per core with one thread each: together faster than one process that has all cores.
+PARALLEL := -n auto --dist loadfile
 LAB_OPTIONS ?= $(if $(filter 0,$(shell id -u)),--allow-root) # as in containers, where there is only root
 
 .DEFAULT_GOAL := help
@@ -24,12 +26,12 @@ test: test-module test-notebooks
 
 test-module: .venv/test.done
 	@echo "Checking the module, main.py and the saved notebooks ..."
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) tests
 
 # The notebooks run on the built-in shapes: the same images on every machine, and no download.
 test-notebooks: .venv/test.done
 	@echo "Executing every notebook in a fresh kernel and comparing its outputs with the saved ones ..."
-	DDPM_DATA=shapes $(BIN)/python -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+	OMP_NUM_THREADS=1 DDPM_DATA=shapes $(BIN)/python -m pytest $(PARALLEL) --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 # Run All, and Run All again in the same kernel, as readers do: nothing may fail or print something else.
 test-twice: .venv/test.done

@@ -63,7 +63,8 @@ def live_slider(name: str, draw: Callable[..., Picture], still: Picture, alt: st
         return png
 
     png = render()
-    picture = ipw.Image(value=png, format="png", width=shown_width(png))
+    layout = ipw.Layout(margin="0")  # a margin would add to a width of 100%, and stand out where that is all there is
+    picture = ipw.Image(value=png, format="png", width=shown_width(png), layout=layout)
     problem = ipw.HTML(layout=ipw.Layout(display="none"))
     # for screen readers, out of sight: an Image widget takes no alt text, and fails in the browser when given a tooltip
     words = ipw.HTML(html.escape(alt), layout=ipw.Layout(height="1px", margin="0", overflow="hidden"))

@@ -243,6 +243,7 @@ def count(notebook: NotebookNode) -> tuple[int, int, int, int, int]:
     """Words of prose, figures, sliders, exercises, and demonstrations of a bug in a notebook."""
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     prose = re.sub(r"^```.*?^```", "", prose, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"\]\([^)]*\)", "]", prose)  # where a link leads is not read
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     figures = sum("image/png" in out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", []))
     words = len(re.findall(r"[^\W\d_][\w'’-]*", re.sub(r"\$\$.*?\$\$|\$[^$]*\$|<[^>]*>", "", prose, flags=re.DOTALL)))

@@ -64,15 +64,14 @@ def slider_cells(path: Path) -> list[int]:
 class Lab:
     """JupyterLab on a free port of this machine, behind a token, with nothing of the user's own settings.
 
-    It serves copies of the notebooks, which a test may change. Its kernels use the built-in shapes as images.
+    It serves copies of the notebooks and of the stored results that they draw: a test may change them. Its kernels use
+    the built-in shapes as images.
     """
 
     def __init__(self, folder: Path):
         self.token = secrets.token_hex(24)
         self.folder = folder
-        (folder / "work" / "notebooks").mkdir(parents=True)
-        for path in NOTEBOOKS:
-            shutil.copy(path, folder / "work" / "notebooks")
+        shutil.copytree(NOTEBOOKS[0].parent, folder / "work" / "notebooks", ignore=lambda *_: {".ipynb_checkpoints"})
         overrides = folder / "config" / "labconfig" / "default_setting_overrides.json"
         overrides.parent.mkdir(parents=True)
         overrides.write_text(json.dumps(SETTINGS), encoding="utf-8")
@@ -163,7 +162,8 @@ class NotebookPage:
         preference = {"shouldStart": start, "canStart": start, "autoStartDefault": start}
         target = {"path": f"notebooks/{path.name}", "factory": "Notebook", "kernelPreference": preference}
         self.page.evaluate("target => jupyterapp.commands.execute('docmanager:open', target).then(() => null)", target)
-        self.page.wait_for_function("probe.panel()?.content?.widgets?.length > 0")
+        cells = len(nbformat.read(path, as_version=4).cells)
+        self.page.wait_for_function("cells => probe.panel()?.content?.widgets?.length === cells", arg=cells)
         self.page.evaluate("jupyterapp.shell.collapseLeft()")
         self.page.evaluate("probe.laidOut()")
         if start:

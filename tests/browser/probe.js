@@ -153,6 +153,9 @@ window.probe = (() => {
   async function laidOut() {
     await Promise.all(cells().map((cell) => cell.ready));
     await Promise.all([...panel().node.querySelectorAll("img")].map((image) => image.decode().catch(() => {})));
+    while (cells().some((cell) => cell.model.sharedModel.source.includes("$$") && !cell.node.querySelector("mjx-container"))) {
+      await nextFrame(); // MathJax is fetched with the first formula, and sets cell by cell
+    }
     await atRest(QUIET);
   }
 
