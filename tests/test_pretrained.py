@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import main
-from ddpm_utils.checkpoint import PRETRAINED, STAGES, WEIGHTS, load_model, load_pretrained
+from ddpm_utils.checkpoint import PRETRAINED, STAGES, WEIGHTS, load_checkpoint, load_model, load_pretrained
 from ddpm_utils.sampling import last, noise_model, sample_ddim, start_noise
 
 RESULTS = WEIGHTS / "evaluation.json"
@@ -87,6 +87,14 @@ def test_the_figures_belong_to_the_weights_that_ship():
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     assert results["sha256"] == hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
     assert results["models"]["measured"]["images_seen"] == load_pretrained().images_seen
+
+
+def test_what_the_notebooks_draw_from_files_was_measured_with_the_weights_that_ship():
+    folder = Path(main.__file__).parent / "notebooks" / "data"
+    shipped = hashlib.sha256(PRETRAINED.read_bytes()).hexdigest()
+    for name in ("06_steps", "07_guidance", "10_shipped"):
+        assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))["sha256"] == shipped, name
+    assert load_checkpoint(folder / "08_features.safetensors")[1]["weights_sha256"] == shipped
 
 
 def test_the_cards_and_the_readmes_figures_are_the_stored_results(monkeypatch):

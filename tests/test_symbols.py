@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ddpm_utils
-from ddpm_utils import diffusion, embedding, sampling, unet
+from ddpm_utils import diffusion, embedding, evaluation, sampling, unet
 from ddpm_utils.diffusion import DDPM, linear_betas
 from ddpm_utils.sampling import noise_model, sample_ddim, sample_ddpm
 from ddpm_utils.unet import UNet, UNetConfig
@@ -20,10 +20,19 @@ HEADER = ["symbol", "meaning", "name in code", "shape", "Ho et al. 2020", "chapt
 PARAMETER = re.compile(r"parameter `(\w+)` of `([\w.]+)`")
 VALUE = re.compile(r"value (\d) of `([\w.]+)`")
 NAME = re.compile(r"`([\w.]+)`")
-SIZES = {"B": 2, "T": 7, "dim": 6}
+SIZES = {"B": 2, "T": 7, "dim": 6, "steps": 3, "N": 4}
 
 # What each chapter's file defines; a symbol must come from one of them.
-MODULES = {"01": (embedding,), "02": (diffusion,), "03": (unet,), "04": (diffusion, unet), "05": (sampling, diffusion)}
+MODULES = {
+    "01": (embedding,),
+    "02": (diffusion,),
+    "03": (unet,),
+    "04": (diffusion, unet),
+    "05": (sampling, diffusion),
+    "06": (sampling,),
+    "07": (sampling,),
+    "08": (evaluation,),
+}
 
 
 def read_table() -> list[list[str]]:
@@ -70,7 +79,7 @@ def parse(cell: str) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def shapes() -> dict[tuple[str, str, str], object]:
-    """What every row is about, by its parsed name, taken from calls of the code with B = 2, T = 7, dim = 6."""
+    """What every row is about, by its parsed name, taken from calls of the code with SIZES."""
     g = torch.Generator().manual_seed(0)
     B, T, dim = SIZES["B"], SIZES["T"], SIZES["dim"]
     ddpm = DDPM(linear_betas(T, 0.01, 0.3))
@@ -84,6 +93,8 @@ def shapes() -> dict[tuple[str, str, str], object]:
     ddim = list(sample_ddim(eps_model, ddpm, x_T, steps=2, eta=eta, generator=g))
     assert drawn[-1].xt.shape == ddim[-1].xt.shape == x_T.shape
     posterior = ddpm.q_posterior(x0, xt, t)
+    images = torch.randint(256, (SIZES["N"], 3, 32, 32), generator=g, dtype=torch.uint8)
+    seen = evaluation.look_at(evaluation.load_classifier()[0], images)
     found = {
         ("parameter", "t", "DDPM.q_sample"): t,
         ("parameter", "x0", "DDPM.q_sample"): x0,
@@ -108,6 +119,10 @@ def shapes() -> dict[tuple[str, str, str], object]:
         ("name", "", "sinusoidal_embedding"): embedding.sinusoidal_embedding(t, dim),
         ("name", "", "UNet.forward"): model(xt, t, y),
         ("name", "", "Step.x0_hat"): drawn[0].x0_hat,
+        ("name", "", "spaced_timesteps"): sampling.spaced_timesteps(T, SIZES["steps"]),
+        ("name", "", "log_snr_timesteps"): sampling.log_snr_timesteps(ddpm, SIZES["steps"]),
+        ("name", "", "Seen.features"): seen.features,
+        ("name", "", "frechet_distance"): evaluation.frechet_distance(seen.features, seen.features.flip(1)),
         ("name", "", "beta_variances"): variances,
         ("name", "", "posterior_variances"): diffusion.posterior_variances(ddpm),
     }

@@ -105,10 +105,10 @@ class Exercise:
         print(self.verdict(answer))
 
     def verdict(self, answer: object) -> str:
-        """The line that the reader sees: "Correct. ...", "Not solved yet: ..." or "Not yet: ..."."""
+        """What the reader sees: "Correct. ...", "Not solved yet: ..." or "Not yet: ..."."""
         got = self._outcomes(answer)
         if answer is None or answer is ... or any(_unsolved(x) for x in got):
-            return f"Not solved yet: {self.name}. Replace the placeholder in the cell above; a hint is folded below."
+            return f"Not solved yet: {self.name}.\nReplace the placeholder in the cell above; a hint is folded below."
         want = self._outcomes(self.reference)
         problems = [self._differ(g, w) for g, w in zip(got, want, strict=True)]
         if not any(problems):

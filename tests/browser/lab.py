@@ -156,13 +156,20 @@ class NotebookPage:
         self.page.set_default_timeout(1000 * PAGE_TIMEOUT)
         self.errors: list[str] = []  # exceptions on the page that nobody caught
         self.page.on("pageerror", lambda error: self.errors.append(str(error).splitlines()[0]))
+        try:
+            self._open(lab, start)
+        except BaseException:
+            self.page.close()  # a page left open would disturb those to come
+            raise
+
+    def _open(self, lab: Lab, start: bool) -> None:
         self.page.goto(f"{lab.url}lab?token={lab.token}&reset", wait_until="domcontentloaded")
         self.page.wait_for_function("window.jupyterapp?.restored !== undefined")
         self.page.evaluate("jupyterapp.restored")
         preference = {"shouldStart": start, "canStart": start, "autoStartDefault": start}
-        target = {"path": f"notebooks/{path.name}", "factory": "Notebook", "kernelPreference": preference}
+        target = {"path": f"notebooks/{self.path.name}", "factory": "Notebook", "kernelPreference": preference}
         self.page.evaluate("target => jupyterapp.commands.execute('docmanager:open', target).then(() => null)", target)
-        cells = len(nbformat.read(path, as_version=4).cells)
+        cells = len(nbformat.read(lab.folder / "work" / "notebooks" / self.path.name, as_version=4).cells)
         self.page.wait_for_function("cells => probe.panel()?.content?.widgets?.length === cells", arg=cells)
         self.page.evaluate("jupyterapp.shell.collapseLeft()")
         self.page.evaluate("probe.laidOut()")
