@@ -37,11 +37,13 @@ test-notebooks: .venv/test.done
 test-twice: .venv/test.done
 	DDPM_DATA=shapes $(BIN)/python tools/notebooks.py twice
 
-# JupyterLab in Chromium, which must be installed: Run All, every slider, the Stop button, both themes.
+# JupyterLab in Chromium, which must be installed: Run All, every slider, the Stop button, both themes; the book.
+# Two at a time, and notebooks run in one of them only, so that the answer times of sliders mean something.
 # Pictures to look at:  make test-browser BROWSER_OPTIONS="--screenshots build/screenshots"
+# Exact answer times:   make test-browser BROWSER_OPTIONS="-n 0 --write-latency"
 test-browser: .venv/test.done .venv/book.done
 	@echo "Opening every notebook in a browser ..."
-	$(BIN)/python -m pytest tests/browser --durations=10 $(BROWSER_OPTIONS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser --durations=10 $(BROWSER_OPTIONS)
 
 # How fast, beside other libraries: measure, store, and put the table into the README. On an otherwise idle machine.
 # Some rows only, or a GPU:  make bench BENCH_OPTIONS="--rows start,batches"

@@ -89,6 +89,20 @@ def latencies(pytestconfig: pytest.Config) -> Latencies:
     return pytestconfig.stash[LATENCIES]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With pytest -n: what a worker measured goes to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        measured = session.config.stash[LATENCIES]
+        session.config.workeroutput["latencies"] = {"live": measured.live, "let_go": measured.let_go}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    sent = getattr(node, "workeroutput", {}).get("latencies", {})
+    for kind, notebooks in sent.items():
+        getattr(node.config.stash[LATENCIES], kind).update(notebooks)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     measured = config.stash[LATENCIES]
     rows = measured.table()
