@@ -3,6 +3,7 @@
 window.probe = (() => {
   const WIDGET_VIEW = "application/vnd.jupyter.widget-view+json";
   const QUIET = 300; // milliseconds without a change after which a page counts as settled
+  const TYPESET = 60000; // milliseconds that mathematics may take to be set
   const LATE = 5000; // milliseconds after which no answer of an idle kernel is awaited any more
   const panel = () => jupyterapp.shell.currentWidget;
   const kernel = () => panel().sessionContext.session?.kernel;
@@ -153,10 +154,16 @@ window.probe = (() => {
   async function laidOut() {
     await Promise.all(cells().map((cell) => cell.ready));
     await Promise.all([...panel().node.querySelectorAll("img")].map((image) => image.decode().catch(() => {})));
-    while (cells().some((cell) => cell.model.sharedModel.source.includes("$$") && !cell.node.querySelector("mjx-container"))) {
-      await nextFrame(); // MathJax is fetched with the first formula, and sets cell by cell
-    }
+    await mathematicsSet();
     await atRest(QUIET);
+  }
+
+  // MathJax is fetched with the first formula, and sets cell by cell. Where it never does, a test tells: nothing hangs.
+  async function mathematicsSet() {
+    const unset = (cell) => cell.model.type === "markdown" && cell.model.sharedModel.source.includes("$$") &&
+      !cell.node.querySelector("mjx-container");
+    const begun = performance.now();
+    while (cells().some(unset) && performance.now() - begun < TYPESET) await nextFrame();
   }
 
   // The same with all hints, answers and solutions open.
