@@ -5,8 +5,9 @@
 
 At 350 passes per second the first takes 12 minutes, 8 of them for the 1000 ancestral steps. Each row that is finished
 is in the file, notebooks/data/06_steps.json, at once: the share of samples that the classifier takes for the class they
-were drawn with, and the Frechet distance of its features to the real images', each with one standard error. Frechet
-distances of so few images are far too large, all by much the same: the row "real" says what real images get.
+were drawn with, and the Frechet distance of its features to the real images', each with one standard error (that of the
+distance is too wide: classes take turns, and its jackknife of ten groups leaves out one at a time). Frechet distances
+of so few images are far too large, all by much the same: the row "real" says what real images get.
 """
 
 import argparse
