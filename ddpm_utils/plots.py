@@ -1,4 +1,5 @@
-"""Figures: images as pixels (`tile`, `encode_png`), as figures (`image_grid`, `filmstrip`), and on the page (`show`).
+"""Figures: images as pixels (`tile`, `encode_png`), as figures (`image_grid`, `filmstrip`), on the page (`show`), and
+again and again (`Redrawn`).
 
 Images are tensors (N, C, H, W) with one or three channels: floats in [-1, 1], or uint8.
 """
@@ -6,12 +7,15 @@ Images are tensors (N, C, H, W) with one or three channels: floats in [-1, 1], o
 import base64
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from IPython.display import display
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -120,26 +124,79 @@ def display_png(png: bytes, alt: str, beside: dict | None = None) -> None:
     display(data, metadata={"image/png": {"alt": alt, "width": shown_width(png)}}, raw=True)
 
 
-def to_png(picture: Figure | np.ndarray | bytes, compress_level: int = 6) -> bytes:
-    """PNG bytes from a figure, an array (see encode_png), or PNG bytes. A figure is closed, but may be drawn again.
-
-    compress_level: of a figure, 1 (quick) to 9 (small).
-    """
+def to_png(picture: Figure | np.ndarray | bytes) -> bytes:
+    """PNG bytes from a figure, an array (see encode_png), or PNG bytes. A figure is closed, but may be drawn again."""
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, np.ndarray):
         return encode_png(picture)
     if not isinstance(picture, Figure):
         raise TypeError(f"a picture is a Figure, a uint8 array or PNG bytes, not {type(picture).__name__}.")
-    plt.close(picture)  # or Jupyter would display it a second time, at the end of the cell
-    picture.set(dpi=_DPI, facecolor="white")
-    canvas = FigureCanvasAgg(picture)
+    canvas = _canvas(picture)
     canvas.draw()
-    return _encode(
-        Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"),
-        dpi=(_DPI, _DPI),
-        compress_level=compress_level,
-    )
+    return _canvas_png(canvas, compress_level=6)  # small
+
+
+class Redrawn:
+    """A figure that is drawn again and again, with other data: what frames the data is drawn once, as long as it lasts.
+
+    Ticks and labels take most of the time of a drawing. They are kept as pixels until the limits, the ticks, an axis
+    label, a place or a size change; lines, images, titles and legends are drawn each time, and the pixels are those of
+    `to_png`. Its layout is found by the first drawing. Figures with a grid, subfigures or round axes keep nothing.
+    """
+
+    def __init__(self, fig: Figure):
+        self.fig = fig
+        self._canvas = _canvas(fig)
+        self._canvas.draw()
+        fig.set_layout_engine("none")
+        self._frame: list = []  # what the kept pixels show: nothing yet
+        self._pixels = None
+
+    def first_png(self) -> bytes:
+        """PNG bytes of the figure as it was first drawn."""
+        return _canvas_png(self._canvas, compress_level=1)  # quick
+
+    def png(self) -> bytes:
+        """PNG bytes of the figure as it is now."""
+        if self.fig.subfigs or any(map(_keeps_nothing, self.fig.axes)):
+            self._canvas.draw()
+        else:
+            self.keep()
+            self._canvas.restore_region(self._pixels)
+            for artist in self._front():
+                artist.draw(self._canvas.get_renderer())
+        return _canvas_png(self._canvas, compress_level=1)
+
+    def keep(self) -> None:
+        """Draw what frames the data, if it is not as it was."""
+        if self._frame == self._frame_now():
+            return
+        with ExitStack() as hidden:
+            for artist in self._front():
+                hidden.callback(artist.set_visible, artist.get_visible())
+                artist.set_visible(False)
+            self._canvas.draw()
+        self._pixels = self._canvas.copy_from_bbox(self.fig.bbox)
+        self._frame = self._frame_now()
+
+    def _front(self) -> list[Artist]:
+        """What is drawn each time, in Matplotlib's order: of axes all but what is behind, then what is over all."""
+        front = []
+        for ax in sorted((ax for ax in self.fig.axes if ax.get_visible()), key=Artist.get_zorder):
+            no_spines = () if ax.axison and ax.get_frame_on() else ax.spines.values()
+            front += _in_order(ax, but={ax.patch, ax.xaxis, ax.yaxis, *no_spines})
+        return front + _in_order(self.fig, but={self.fig.patch, *self.fig.axes})
+
+    def _frame_now(self) -> list:
+        """What tells whether anything behind has changed: an artist is stale from a change until it is drawn."""
+        seen: list = [self.fig.bbox.bounds, self.fig.patch.stale]
+        for ax in self.fig.axes:
+            seen += [ax, ax.get_visible(), ax.axison, ax.get_position().bounds, ax.get_xlim(), ax.get_ylim()]
+            behind = (ax.patch, ax.xaxis, ax.yaxis, ax.xaxis.label, ax.yaxis.label)
+            seen += [(artist.stale, artist.get_visible()) for artist in behind]
+            seen += [ax.get_xlabel(), ax.get_ylabel()]  # an empty label is never drawn, so always stale
+        return seen
 
 
 def encode_png(array: np.ndarray, scale: int = 1) -> bytes:
@@ -153,6 +210,27 @@ def shown_width(png: bytes) -> int:
     """The width in screen pixels at which a PNG is meant to be shown: a figure's is less than its pixels."""
     image = Image.open(io.BytesIO(png))
     return round(image.width * _SCREEN_DPI / image.info.get("dpi", (_SCREEN_DPI,))[0])
+
+
+def _in_order(parent: Artist, but: set[Artist]) -> list[Artist]:
+    return sorted((child for child in parent.get_children() if child not in but), key=Artist.get_zorder)
+
+
+def _keeps_nothing(ax: Axes) -> bool:
+    grid = [*ax.xaxis.get_gridlines(), *ax.yaxis.get_gridlines()]  # some data lie under it, some above
+    return ax.name != "rectilinear" or any(line.get_visible() for line in grid)
+
+
+def _canvas(fig: Figure) -> FigureCanvasAgg:
+    plt.close(fig)  # or Jupyter would display it a second time, at the end of the cell
+    fig.set(dpi=_DPI, facecolor="white")
+    return FigureCanvasAgg(fig)
+
+
+def _canvas_png(canvas: FigureCanvasAgg, compress_level: int) -> bytes:
+    """compress_level: 1 (quick) to 9 (small)."""
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return _encode(image, dpi=(_DPI, _DPI), compress_level=compress_level)
 
 
 def _encode(image: Image.Image, **options: object) -> bytes:

@@ -10,7 +10,7 @@ import ipywidgets as ipw
 import numpy as np
 from matplotlib.figure import Figure
 
-from .plots import display_png, encode_png, shown_width, to_png
+from .plots import Redrawn, display_png, encode_png, shown_width, to_png
 
 Picture = Figure | np.ndarray | bytes  # a figure, a uint8 array (H, W, 3) as `tile` gives it, or PNG bytes
 
@@ -47,20 +47,18 @@ def live_slider(name: str, draw: Callable[..., Picture], still: Picture, alt: st
     name, still, alt: as in frame_slider. controls: ipywidgets by the name of draw's argument, made for this call alone.
     What draw raises on the first call is raised; later it is written under the controls, and the picture stays.
 
-    Speed: a draw that returns tile(...) answers in a few milliseconds. A figure costs 20 ms and more, least when draw
-    changes the artists of one figure made outside it (line.set_ydata) and returns that same figure.
+    Speed: a draw that returns tile(...) answers in a few milliseconds. A figure costs tens of them, least when draw
+    changes the artists of one figure made outside it (line.set_ydata) and returns that same figure: see plots.Redrawn.
     """
     still_png = to_png(still)  # before draw, which may draw on the same figure
     _close(name)
     if any(control.comm is None for control in controls.values()):
         raise ValueError(f"the controls of {name} were closed with an earlier slider: make them in the call itself.")
 
+    drawer = Drawer(draw)
+
     def render() -> bytes:
-        drawn = draw(**{key: control.value for key, control in controls.items()})
-        png = to_png(drawn, compress_level=1)
-        if isinstance(drawn, Figure):
-            drawn.set_layout_engine("none")  # a layout found once serves the later draws of the same figure
-        return png
+        return drawer.png(**{key: control.value for key, control in controls.items()})
 
     png = render()
     layout = ipw.Layout(margin="0")  # a margin would add to a width of 100%, and stand out where that is all there is
@@ -86,6 +84,29 @@ def live_slider(name: str, draw: Callable[..., Picture], still: Picture, alt: st
     bar = ipw.Box(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
     _on_display[name] = ipw.VBox([bar, problem, picture, words])
     display_png(still_png, alt, beside=_on_display[name]._repr_mimebundle_())
+    drawer.keep()
+
+
+class Drawer:
+    """A draw function's pictures as PNG bytes: quicker from the second on where all are one and the same figure."""
+
+    def __init__(self, draw: Callable[..., Picture]):
+        self._draw = draw
+        self._redrawn: Redrawn | None = None
+
+    def png(self, **values: object) -> bytes:
+        drawn = self._draw(**values)
+        if not isinstance(drawn, Figure):
+            return to_png(drawn)
+        if self._redrawn is None or self._redrawn.fig is not drawn:
+            self._redrawn = Redrawn(drawn)
+            return self._redrawn.first_png()
+        return self._redrawn.png()
+
+    def keep(self) -> None:
+        """Do beforehand what would make the second picture late."""
+        if self._redrawn:
+            self._redrawn.keep()
 
 
 def _close(name: str) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 
 import ipywidgets as ipw
 import matplotlib as mpl
@@ -10,13 +11,26 @@ import pytest
 import torch
 from ipywidgets.widgets.widget import _instances as all_widgets  # those not closed, by id
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_utils import plots, widgets
 from ddpm_utils.checks import Exercise, close
-from ddpm_utils.plots import encode_png, filmstrip, image_grid, show, show_images, shown_width, style, tile, to_png
+from ddpm_utils.plots import (
+    Redrawn,
+    encode_png,
+    filmstrip,
+    image_grid,
+    show,
+    show_images,
+    shown_width,
+    style,
+    tile,
+    to_png,
+)
 from ddpm_utils.widgets import frame_slider, live_slider
 
 
@@ -171,6 +185,101 @@ def test_style_touches_matplotlib_only_when_called() -> None:
         assert mpl.rcParams["axes.prop_cycle"].by_key()["color"][0] == "#0072B2"
         assert mpl.rcParams["image.interpolation"] == "nearest"
         assert len(set(plots.COLOURS)) == 8
+
+
+# ---- figures that are drawn again -----------------------------------------------------------------------------------
+
+
+def lines() -> tuple[Figure, Axes, Line2D]:
+    fig, ax = plt.subplots(figsize=(4, 2), layout="constrained")
+    (line,) = ax.plot([0, 1, 0], label="a line")
+    ax.set(xlabel="x", ylabel="y", ylim=(0, 9))
+    ax.legend()
+    return fig, ax, line
+
+
+def bars_and_image() -> tuple[Figure, list[Callable[[], object]]]:
+    """A figure of most of what sliders move, and the moves."""
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7, 2), layout="constrained")
+    bars = left.bar(range(3), [1, 2, 3])
+    image = middle.imshow(np.eye(4), vmin=0, vmax=2)
+    fig.colorbar(image, ax=middle, label="value")
+    points = right.plot([0.0, 1.0], [0.0, 2.0], "o", clip_on=False)[0]
+    steps = right.stairs([1, 2], [0, 0.5, 1], fill=True, color="orange")
+    words = fig.text(0.5, 0.01, "below all")
+    right.twinx().plot([0, 1], [3, 4], "--", color="green")
+    right.inset_axes([0.6, 0.6, 0.3, 0.3]).plot([0, 1])
+    return fig, [
+        lambda: bars[1].set_height(0.5),
+        lambda: image.set_data(2 * np.eye(4)),
+        lambda: points.set_data([0.5, 0.9], [-0.3, 1.5]),
+        lambda: steps.set_data([2, 0.5]),
+        lambda: words.set_text("something else"),
+        lambda: right.set_title("a title that comes later"),
+    ]
+
+
+def same_as_drawn_whole(redrawn: Redrawn) -> bool:
+    return bool((pixels(redrawn.png()) == pixels(to_png(redrawn.fig))).all())
+
+
+def test_a_figure_drawn_again_has_the_pixels_of_one_drawn_whole() -> None:
+    fig, moves = bars_and_image()
+    redrawn = Redrawn(fig)
+    assert (pixels(redrawn.first_png()) == pixels(to_png(fig))).all()
+    assert same_as_drawn_whole(redrawn)
+    kept = redrawn._pixels
+    for move in moves:
+        before = pixels(redrawn.png())
+        move()
+        assert (pixels(redrawn.png()) != before).any() and same_as_drawn_whole(redrawn)
+    assert redrawn._pixels is kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ax: ax.set_ylim(0, 5),
+        lambda ax: ax.set_xscale("symlog"),
+        lambda ax: ax.set_xlabel("another"),
+        lambda ax: ax.set_xlabel(""),
+        lambda ax: ax.set_xticks([0, 2], ["from", "to"]),
+        lambda ax: ax.tick_params(labelsize=6),
+        lambda ax: ax.set_facecolor("lightyellow"),
+        lambda ax: ax.set_position([0.3, 0.3, 0.5, 0.5]),
+        lambda ax: ax.axis("off"),
+        lambda ax: ax.xaxis.set_visible(False),
+        lambda ax: ax.spines["left"].set_color("red"),
+        lambda ax: ax.set_visible(False),
+        lambda ax: ax.grid(True),
+        lambda ax: ax.figure.set_size_inches(5, 3),
+        lambda ax: ax.figure.add_axes([0.5, 0.5, 0.3, 0.3]),
+        lambda ax: ax.figure.suptitle("over all"),
+        lambda ax: (ax.lines[0].set_ydata([0, 20, 0]), ax.relim(), ax.autoscale(), ax.autoscale_view()),
+    ],
+)
+def test_what_frames_the_data_is_drawn_anew_when_it_changes(change: Callable[[Axes], object]) -> None:
+    fig, ax, line = lines()
+    redrawn = Redrawn(fig)
+    redrawn.keep()
+    before = pixels(redrawn.png())
+    change(ax)
+    after = pixels(redrawn.png())
+    assert after.shape != before.shape or (after != before).any()
+    assert same_as_drawn_whole(redrawn)
+    line.set_ydata([3, 1, 2])
+    assert same_as_drawn_whole(redrawn)
+
+
+@pytest.mark.parametrize("make", [lambda: plt.figure(), lambda: plt.subplots(subplot_kw={"polar": True})[0]])
+def test_other_figures_can_be_drawn_again_too(make: Callable[[], Figure]) -> None:
+    fig = make()
+    ax = fig.axes[0] if fig.axes else fig.subfigures(1, 2)[0].subplots()
+    (line,) = ax.plot([0, 1], [0, 1])
+    redrawn = Redrawn(fig)
+    redrawn.keep()
+    line.set_ydata([1, 0.5])
+    assert same_as_drawn_whole(redrawn)
 
 
 # ---- sliders --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from ddpm_utils import widgets
-from ddpm_utils.plots import shown_width, to_png
+from ddpm_utils.plots import shown_width
+from ddpm_utils.widgets import Drawer
 
 MOST_FRAMES = 60  # of one slider, all controls together: at 20 to 30 KB each, five sliders make a page of 8 MB
 MOST_STOPS = 24  # of one control
@@ -57,19 +58,19 @@ def record(draw: Callable, controls: dict[str, ipw.ValueWidget], folder: Path) -
         described.append(
             {"label": control.description, "stops": [labels[i] for i in chosen], "start": chosen.index(at)}
         )
-    frames = []
+    drawer, frames = Drawer(draw), []
     with torch.random.fork_rng():  # the cells that follow draw the same random numbers as without us
         for i, values in enumerate(itertools.product(*stops)):
-            frames.append(frame(draw, dict(zip(controls, values, strict=True)), folder / f"{i}.webp"))
+            frames.append(frame(drawer, dict(zip(controls, values, strict=True)), folder / f"{i}.webp"))
         draw(
             **{key: control.value for key, control in controls.items()}
         )  # what draw draws on stays as the reader would find it
     return {"controls": described, "frames": frames}
 
 
-def frame(draw: Callable, values: dict, path: Path) -> dict:
+def frame(drawer: Drawer, values: dict, path: Path) -> dict:
     try:
-        png = to_png(draw(**values), compress_level=1)
+        png = drawer.png(**values)
     except Exception as error:  # live_slider writes it under the controls, and so will the page
         return {"problem": f"{type(error).__name__}: {error}".splitlines()[0]}
     path.write_bytes(webp(png))
