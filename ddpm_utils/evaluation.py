@@ -124,15 +124,20 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet(samples: Tensor, reference: Tensor, n: int | None = None, groups: int = 10) -> Measured:
     """Frechet distance of the first n samples to a fixed reference, with the jackknife's standard error.
 
-    Give samples in random order: where classes take turns, a group that is left out may be a class, and the error is
-    far too large. It says how much another n samples would change the distance, not how far n is from infinity: see
-    `extrapolated`.
+    Give samples in random order, `samples[random_order(len(samples))]`: where classes take turns, a group that is left
+    out may be a class, and the error is far too large. It says how much another n samples would change the distance,
+    not how far n is from infinity: see `extrapolated`.
     """
     samples = samples[:n]
     indices = torch.arange(len(samples)) % groups
     left_out = [frechet_distance(samples[indices != g], reference) for g in range(groups)]
     spread = torch.tensor(left_out, dtype=torch.float64).var(correction=0).item()
     return Measured(frechet_distance(samples, reference), math.sqrt((groups - 1) * spread))
+
+
+def random_order(n: int) -> Tensor:
+    """(n,) indices, the same at every call: folders come class by class, and drawn classes take turns."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0))
 
 
 def extrapolated(samples: Tensor, reference: Tensor, parts: Sequence[int] = (1, 2, 4)) -> float:
@@ -179,7 +184,7 @@ class Judge:
         "frechet": {n: (distance, error)} for several n; "neighbours": percentiles 1...99 of the distance to the
         nearest known image, of the first 1,000 images.
         """
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # folders come class by class
+        order = random_order(len(images))
         images, labels = images[order], labels[order]
         seen = look_at(self.classifier, images)
         sizes = [n for n in SIZES if n <= len(images)]

@@ -29,6 +29,7 @@ from ddpm_utils.evaluation import (
     look_at,
     nearest,
     prior_bits,
+    random_order,
     share,
 )
 
@@ -70,6 +71,17 @@ def test_the_jackknife_error_is_the_spread_of_repeated_draws():
     measured = [frechet(normal(400, 4, seed, shift=0.3), reference) for seed in range(60)]
     spread = torch.tensor([m.value for m in measured]).std().item()
     assert sum(m.error for m in measured) / 60 == pytest.approx(spread, rel=0.3)
+
+
+def test_where_classes_take_turns_only_a_random_order_gives_an_honest_error():
+    centres = 0.5 * normal(10, 4, 1)  # image i is of class i % 10
+    reference = centres.repeat(2000, 1) + normal(20_000, 4, 99)
+    sets = [centres.repeat(40, 1) + normal(400, 4, seed, shift=0.3) for seed in range(60)]
+    spread = torch.tensor([frechet_distance(x, reference) for x in sets]).std().item()
+    order = random_order(400)
+    assert order.sort().values.tolist() == list(range(400)) and order.equal(random_order(400))
+    assert sum(frechet(x[order], reference).error for x in sets) / 60 == pytest.approx(spread, rel=0.3)
+    assert sum(frechet(x, reference).error for x in sets) / 60 > 3 * spread
 
 
 def test_too_few_samples_look_worse_and_the_extrapolation_mends_it():

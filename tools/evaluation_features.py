@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))  # for main
 
 from ddpm_utils.checkpoint import PRETRAINED, load_model, save_checkpoint  # noqa: E402
 from ddpm_utils.data import load_images, to_float  # noqa: E402
-from ddpm_utils.evaluation import frechet_distance, load_classifier, look_at  # noqa: E402
+from ddpm_utils.evaluation import frechet_distance, load_classifier, look_at, random_order  # noqa: E402
 from ddpm_utils.hardware import fastest, measure_setups  # noqa: E402
 from main import EvaluateOptions, Parser, SampleOptions, add_options, draw_images, pick_device  # noqa: E402
 
@@ -61,7 +61,7 @@ def main() -> None:
 
     features, labels = {}, {}
     for name, (images, intended) in sets.items():
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: KEPT[name]]  # as Judge does
+        order = random_order(len(images))[: KEPT[name]]  # as Judge does
         features[name] = look_at(classifier, images[order]).features
         labels[f"{name}.labels"] = intended[order].to(torch.uint8)
         if name == "train":

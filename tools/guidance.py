@@ -7,11 +7,9 @@ On two cores the first took 17 minutes. Rows: scale 0 (no label) to 6, and two s
 chain only. Each row that is finished is in the file, notebooks/data/07_guidance.json, at once.
 
 Of every row, with one standard error: the share of samples that the classifier takes for the class they were drawn
-with; the Frechet distance of its features to the real images' (classes take turns, so its jackknife of ten groups
-leaves out one class at a time: that error says how classes differ, not how exact the distance is); recall, variety and
-the spread of features within a class, each the mean of four groups of samples, recall with as many real images; how
-strong the colours are, and the share of channels that are full or empty. Ancestral sampling, posterior variance.
-The row "real": other real images.
+with; the Frechet distance of its features to the real images'; recall, variety and the spread of features within a
+class, each the mean of four groups of samples, recall with as many real images; how strong the colours are, and the
+share of channels that are full or empty. Ancestral sampling, posterior variance. The row "real": other real images.
 """
 
 import argparse
@@ -28,7 +26,7 @@ from torch import Tensor
 from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model
 from ddpm_utils.data import load_images, to_float
 from ddpm_utils.diffusion import posterior_variances
-from ddpm_utils.evaluation import frechet, load_classifier, look_at, mean_of, share
+from ddpm_utils.evaluation import frechet, load_classifier, look_at, mean_of, random_order, share
 from ddpm_utils.hardware import Setup, best_device, fastest, measure_setups
 from ddpm_utils.sampling import NoiseModel, last, noise_model, sample_ddpm, start_noise
 from notebooks import write
@@ -59,7 +57,7 @@ def main() -> None:
     classifier, _ = load_classifier()
     train, test = load_images(args.data), load_images(args.data, "test")
     reference = look_at(classifier, train.images).features
-    others = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))  # folders come class by class
+    others = random_order(len(reference))
 
     def measured(images: Tensor, labels: Tensor) -> dict:
         """images: (N, 3, 32, 32), uint8 or floats in [-1, 1]; labels: (N,) of classes that take turns."""
@@ -69,7 +67,7 @@ def main() -> None:
         groups = [*zip(x.chunk(GROUPS), seen.features.chunk(GROUPS), labels.chunk(GROUPS), real, strict=True)]
         return {
             "recognised": share(seen.labels == labels),
-            "frechet": frechet(seen.features, reference),
+            "frechet": frechet(seen.features[random_order(len(x))], reference),
             "recall": mean_of(torch.stack([covered(r, features) for _, features, _, r in groups])),
             "spread": mean_of(torch.stack([spread(features, y).mean() for _, features, y, _ in groups])),
             "variety": mean_of(torch.stack([variety(part, y).mean() for part, _, y, _ in groups])),
