@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import combinations
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 from IPython.display import display
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -142,7 +142,8 @@ class Redrawn:
 
     Ticks and labels take most of the time of a drawing. They are kept as pixels until the limits, the ticks, an axis
     label, a place or a size change; lines, images, titles and legends are drawn each time, and the pixels are those of
-    `to_png`. Its layout is found by the first drawing. Figures with a grid, subfigures or round axes keep nothing.
+    `to_png`. Its layout is found by the first drawing. Always drawn whole are figures with a grid, subfigures, round
+    axes, or axes that lie one over the other.
     """
 
     def __init__(self, fig: Figure):
@@ -159,7 +160,7 @@ class Redrawn:
 
     def png(self) -> bytes:
         """PNG bytes of the figure as it is now."""
-        if self.fig.subfigs or any(map(_keeps_nothing, self.fig.axes)):
+        if _keeps_nothing(self.fig):
             self._canvas.draw()
         else:
             self.keep()
@@ -172,10 +173,10 @@ class Redrawn:
         """Draw what frames the data, if it is not as it was."""
         if self._frame == self._frame_now():
             return
-        with ExitStack() as hidden:
+        with ExitStack() as left_out:  # as animated, not as invisible: hidden titles would lose their places
             for artist in self._front():
-                hidden.callback(artist.set_visible, artist.get_visible())
-                artist.set_visible(False)
+                left_out.callback(artist.set_animated, artist.get_animated())
+                artist.set_animated(True)
             self._canvas.draw()
         self._pixels = self._canvas.copy_from_bbox(self.fig.bbox)
         self._frame = self._frame_now()
@@ -216,9 +217,13 @@ def _in_order(parent: Artist, but: set[Artist]) -> list[Artist]:
     return sorted((child for child in parent.get_children() if child not in but), key=Artist.get_zorder)
 
 
-def _keeps_nothing(ax: Axes) -> bool:
-    grid = [*ax.xaxis.get_gridlines(), *ax.yaxis.get_gridlines()]  # some data lie under it, some above
-    return ax.name != "rectilinear" or any(line.get_visible() for line in grid)
+def _keeps_nothing(fig: Figure) -> bool:
+    """Whether some of what frames the data lies over other data."""
+    if fig.subfigs or any(ax.name != "rectilinear" for ax in fig.axes):
+        return True
+    grids = [line for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for line in axis.get_gridlines()]
+    places = [ax.get_position() for ax in fig.axes if ax.patch.get_visible()]  # a twin has no patch
+    return any(line.get_visible() for line in grids) or any(a.overlaps(b) for a, b in combinations(places, 2))
 
 
 def _canvas(fig: Figure) -> FigureCanvasAgg:

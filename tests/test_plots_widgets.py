@@ -193,7 +193,9 @@ def test_style_touches_matplotlib_only_when_called() -> None:
 def lines() -> tuple[Figure, Axes, Line2D]:
     fig, ax = plt.subplots(figsize=(4, 2), layout="constrained")
     (line,) = ax.plot([0, 1, 0], label="a line")
-    ax.set(xlabel="x", ylabel="y", ylim=(0, 9))
+    ax.set(xlabel="x", ylabel="y", ylim=(0, 9), title="above a factor")
+    ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))  # a factor above the axis: the title gives way to it
+    ax.title.set_ha("right")
     ax.legend()
     return fig, ax, line
 
