@@ -193,10 +193,17 @@ class Redrawn:
         """What tells whether anything behind has changed: an artist is stale from a change until it is drawn."""
         seen: list = [self.fig.bbox.bounds, self.fig.patch.stale]
         for ax in self.fig.axes:
-            seen += [ax, ax.get_visible(), ax.axison, ax.get_position().bounds, ax.get_xlim(), ax.get_ylim()]
-            behind = (ax.patch, ax.xaxis, ax.yaxis, ax.xaxis.label, ax.yaxis.label)
-            seen += [(artist.stale, artist.get_visible()) for artist in behind]
-            seen += [ax.get_xlabel(), ax.get_ylabel()]  # an empty label is never drawn, so always stale
+            seen += [ax, ax.get_visible(), ax.axison, ax.get_position().bounds, ax.patch.stale, ax.patch.get_visible()]
+            for axis in (ax.xaxis, ax.yaxis):  # not axis.stale: that is also set by limits that are set as they were
+                seen += [axis.get_visible(), axis.get_view_interval().tolist(), axis.get_scale()]
+                seen += [axis.label.get_text(), axis.label.stale, axis.label.get_visible(), axis.get_label_position()]
+                seen += [axis.get_major_locator(), axis.get_minor_locator()]
+                seen += [axis.get_major_formatter(), axis.get_minor_formatter()]
+                seen += [axis.get_tick_params("major"), axis.get_tick_params("minor")]
+                labels = [tick.label1 for tick in (*axis.majorTicks, *axis.minorTicks)]
+                for label in labels:
+                    looks = (label.get_color(), label.get_rotation(), hash(label.get_fontproperties()))
+                    seen += [label.get_visible(), looks]
         return seen
 
 

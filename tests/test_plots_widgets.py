@@ -247,6 +247,11 @@ def test_a_figure_drawn_again_has_the_pixels_of_one_drawn_whole() -> None:
         lambda ax: ax.set_xlabel(""),
         lambda ax: ax.set_xticks([0, 2], ["from", "to"]),
         lambda ax: ax.tick_params(labelsize=6),
+        lambda ax: ax.tick_params(which="minor", length=9) or ax.minorticks_on(),
+        lambda ax: ax.get_xticklabels()[2].set_color("red"),
+        lambda ax: ax.xaxis.set_label_position("top"),
+        lambda ax: ax.yaxis.tick_right(),
+        lambda ax: ax.yaxis.label.set_color("red"),
         lambda ax: ax.set_facecolor("lightyellow"),
         lambda ax: ax.set_position([0.3, 0.3, 0.5, 0.5]),
         lambda ax: ax.axis("off"),
@@ -271,6 +276,16 @@ def test_what_frames_the_data_is_drawn_anew_when_it_changes(change: Callable[[Ax
     assert same_as_drawn_whole(redrawn)
     line.set_ydata([3, 1, 2])
     assert same_as_drawn_whole(redrawn)
+
+
+def test_limits_set_as_they_were_change_nothing() -> None:
+    fig, ax, line = lines()
+    redrawn = Redrawn(fig)
+    redrawn.keep()
+    kept = redrawn._pixels
+    ax.set(ylim=(0, 9), xlim=ax.get_xlim())
+    line.set_ydata([3, 1, 2])
+    assert same_as_drawn_whole(redrawn) and redrawn._pixels is kept
 
 
 @pytest.mark.parametrize("make", [lambda: plt.figure(), lambda: plt.subplots(subplot_kw={"polar": True})[0]])
