@@ -341,7 +341,10 @@ class NotebookPage:
 
     def photograph_cell(self, cell: int, file: Path) -> None:
         """Write a picture of what a cell shows into a file."""
-        self.page.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".jp-Cell-outputWrapper").screenshot(path=file)
+        output = self.page.locator(".jp-Notebook .jp-Cell").nth(cell).locator(".jp-Cell-outputWrapper")
+        output.scroll_into_view_if_needed()
+        self.page.evaluate("probe.laidOut()")  # cells that scroll into view move those below them
+        output.screenshot(path=file)
 
     def photograph(self, folder: Path, name: str) -> None:
         """Write the whole notebook into folder, page by page: name-00.png and so on."""
