@@ -80,8 +80,8 @@ class Lab:
         environment |= {f"JUPYTER_{name}": str(folder / name.split("_")[0].lower()) for name in own}
         environment |= {f"JUPYTERLAB_{name}_DIR": str(folder / name.lower()) for name in ("SETTINGS", "WORKSPACES")}
         environment |= {"IPYTHONDIR": str(folder / "ipython"), "JUPYTER_TOKEN": self.token, "DDPM_DATA": "shapes"}
-        if "PYTEST_XDIST_WORKER" in os.environ:  # two kernels of two threads each on two cores would stall one another
-            environment["OMP_NUM_THREADS"] = "1"
+        if "PYTEST_XDIST_WORKER" in os.environ:  # a thread that waits by spinning keeps a core from the other process:
+            environment["OMP_WAIT_POLICY"] = "PASSIVE"  # two samplings at a time took four times as long each, not two
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--expose-app-in-browser", "--allow-root"]
         command += ["--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--ServerApp.root_dir={folder / 'work'}"]
         self.log = folder / "server.log"
