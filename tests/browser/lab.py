@@ -257,15 +257,15 @@ class NotebookPage:
         return found
 
     def press_keys(self, slider: Slider, presses: int) -> Moves:
-        """Move a slider with the arrow keys, to the right while it can go there. One picture is awaited per key."""
+        """Move a slider with the arrow keys, from end to end and back. One picture is awaited per key."""
         handle = self._track(slider).locator(".noUi-handle")
         handle.focus()
         moves, key = Moves(slider), "ArrowRight"
         self.page.evaluate("cell => probe.watch(cell)", slider.cell)
         last = self._pixels(slider)
         for _ in range(presses):
-            now, end = (float(handle.get_attribute(f"aria-value{what}")) for what in ("now", "max"))
-            key = "ArrowLeft" if now >= end else key
+            now, low, high = (float(handle.get_attribute(f"aria-value{what}")) for what in ("now", "min", "max"))
+            key = "ArrowLeft" if now >= high else "ArrowRight" if now <= low else key
             self.page.evaluate("probe.arm()")
             self.page.keyboard.press(key)
             self._wait(slider, "probe.latency() !== null || probe.unanswered()", "the key was not answered")
