@@ -160,19 +160,20 @@ class Redrawn:
 
     def png(self) -> bytes:
         """PNG bytes of the figure as it is now."""
-        if _keeps_nothing(self.fig):
-            self._canvas.draw()
-        else:
-            self.keep()
+        if self.keep():
             self._canvas.restore_region(self._pixels)
             for artist in self._front():
                 artist.draw(self._canvas.get_renderer())
+        else:
+            self._canvas.draw()
         return _canvas_png(self._canvas, compress_level=1)
 
-    def keep(self) -> None:
-        """Draw what frames the data, if it is not as it was."""
+    def keep(self) -> bool:
+        """Draw what frames the data, if it is not as it was. False for a figure that must always be drawn whole."""
+        if _keeps_nothing(self.fig):
+            return False
         if self._frame == self._frame_now():
-            return
+            return True
         with ExitStack() as left_out:  # as animated, not as invisible: hidden titles would lose their places
             for artist in self._front():
                 left_out.callback(artist.set_animated, artist.get_animated())
@@ -180,6 +181,7 @@ class Redrawn:
             self._canvas.draw()
         self._pixels = self._canvas.copy_from_bbox(self.fig.bbox)
         self._frame = self._frame_now()
+        return True
 
     def _front(self) -> list[Artist]:
         """What is drawn each time, in Matplotlib's order: of axes all but what is behind, then what is over all."""
@@ -200,10 +202,9 @@ class Redrawn:
                 seen += [axis.get_major_locator(), axis.get_minor_locator()]
                 seen += [axis.get_major_formatter(), axis.get_minor_formatter()]
                 seen += [axis.get_tick_params("major"), axis.get_tick_params("minor")]
-                labels = [tick.label1 for tick in (*axis.majorTicks, *axis.minorTicks)]
-                for label in labels:
-                    looks = (label.get_color(), label.get_rotation(), hash(label.get_fontproperties()))
-                    seen += [label.get_visible(), looks]
+                for label in [tick.label1 for tick in (*axis.majorTicks, *axis.minorTicks)]:
+                    seen += [label.get_visible(), label.get_color(), label.get_rotation()]
+                    seen += [hash(label.get_fontproperties())]  # the object itself is changed in place
         return seen
 
 

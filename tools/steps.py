@@ -6,7 +6,7 @@
 At 350 passes per second the first takes 14 minutes, 10 of them for the 1000 ancestral steps. Each row that is finished
 is in the file, notebooks/data/06_steps.json, at once: the share of samples that the classifier takes for the class they
 were drawn with, and the Frechet distance of its features to the real images', each with one standard error. Frechet
-distances of so few images are far too large, all by much the same: the row "real" says what real images get.
+distances of so few images are too large: the row "real" says what real images get.
 """
 
 import argparse
