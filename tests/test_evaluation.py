@@ -247,7 +247,7 @@ def test_the_model_card_shows_what_was_measured(monkeypatch):
         f"| this model, guided (w = 2) | {guided['recognised']:.3f} | {guided['frechet'][1000]:.2f} |",
         f"| Frechet distance | {few['frechet'][250]:.2f} | {guided['frechet'][250]:.2f} |",
         "| 0...999 | 0.0312 ± 0.0010 | 3.5000 ± 0.0100 |",
-        "| sum | | 3.75 |",
+        "| sum (error: at most) | | 3.75 ± 0.01 |",
         f"123,456 parameters after 7,890 images, unguided | {results['sets']['compared']['recognised']:.3f} |",
         "took 12.3 s",
     ):

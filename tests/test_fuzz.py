@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from ddpm_utils import checkpoint, data, diffusion, embedding, sampling, training, unet
 from ddpm_utils.data import ImageSet, shapes
 from ddpm_utils.diffusion import DDPM, linear_betas
+from ddpm_utils.muon import Muon, orthogonalize
 from ddpm_utils.training import TrainConfig
 from ddpm_utils.unet import TINY, UNet, UNetConfig
 
@@ -441,7 +442,21 @@ CASES = {
             **{name: wrong_numbers(0, 1) for name in ("lr_final", "ema_decay", "label_dropout")},
             **{name: wrong_numbers(0) for name in ("minutes", "snr_cap")},
             "seed": SEEDS,
-            "flip": st.sampled_from([None, 1, 0, "yes"]),
+            **{name: st.sampled_from([None, 1, 0, "yes"]) for name in ("flip", "muon")},
+        },
+    ),
+    "Muon": Case(
+        lambda **arguments: Muon(UNet(network(0).config), **arguments),
+        {"lr": st.floats(0, 1)},
+        {"lr": wrong_numbers(0)},
+    ),
+    "orthogonalize": Case(
+        orthogonalize,
+        {"matrix": st.builds(lambda m, n: torch.ones(m, n), st.integers(1, 5), st.integers(1, 5))},
+        {
+            "matrix": st.sampled_from(
+                [None, 1.0, [[1.0]], torch.ones(3), torch.ones(1, 2, 3), torch.ones(2, 2, dtype=torch.long)]
+            )
         },
     ),
     "EMA": Case(

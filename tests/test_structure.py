@@ -24,6 +24,7 @@ ORDER = [
     "checkpoint",
     "diffusers_format",
     "sampling",
+    "muon",
     "training",
     "evaluation",
     "plots",

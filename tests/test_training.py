@@ -49,13 +49,15 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+@pytest.mark.parametrize("muon", [False, True])
 @pytest.mark.parametrize("setup", [Setup(), Setup(channels_last=True)])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_stopped_run_goes_on_to_the_last_bit(stop, setup, tmp_path, data, ddpm):
-    whole = new_run()
+def test_a_stopped_run_goes_on_to_the_last_bit(stop, setup, muon, tmp_path, data, ddpm):
+    config = replace(CONFIG, muon=muon)
+    whole = new_run(config)
     losses = [progress.loss for progress in train(whole, ddpm, data, setup)]
 
-    part = new_run()
+    part = new_run(config)
     resumed = []
     for progress in train(part, ddpm, data, setup):
         resumed.append(progress.loss)
@@ -64,7 +66,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit(stop, setup, tmp_path, data, ddpm
     save_run(tmp_path / "run.safetensors", part, ddpm, data, setup)
     torch.manual_seed(12345)  # whatever happened to the caller's randomness in between must not matter
     torch.randn(17)
-    run, found = load_run(tmp_path / "run.safetensors", ddpm, data, CONFIG, CPU)
+    run, found = load_run(tmp_path / "run.safetensors", ddpm, data, config, CPU)
     assert run.step == stop and found == setup
     resumed += [progress.loss for progress in train(run, ddpm, data, found)]
 
