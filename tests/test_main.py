@@ -272,11 +272,12 @@ def test_a_run_that_diverges_stops_with_the_step_and_keeps_its_last_good_weights
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PyTorch's torchrun needs libuv, which its Windows builds lack")
-def test_two_processes_reach_the_weights_of_one(tmp_path):
+@pytest.mark.parametrize("optimizer", ["--no-muon", "--muon"])
+def test_two_processes_reach_the_weights_of_one(optimizer, tmp_path):
     """torchrun with two CPU processes (gloo) against a single one, same global batch. No dropout in TINY."""
     folder = write_folder(tmp_path / "images")
     options = ["--preset", "tiny", "--batch-size", "4", "--steps", "3", "--data", str(folder), "--device", "cpu"]
-    options += ["--no-bf16", "--warmup-steps", "1"]
+    options += ["--no-bf16", "--warmup-steps", "1", optimizer]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = tmp_path / "drawless.py"  # main.py without its grid of samples, which would take most of the time
     script.write_text("import sys, main\nmain.write_grid = lambda *a: None\nsys.exit(main.main())\n")

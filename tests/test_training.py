@@ -90,6 +90,8 @@ def test_a_run_goes_on_only_with_the_same_settings(tmp_path, data, ddpm):
     load_run(path, ddpm, data, replace(CONFIG, steps=20), CPU)
     with pytest.raises(ValueError, match=r"lr was 0\.001, now 0\.1"):
         load_run(path, ddpm, data, replace(CONFIG, lr=0.1), CPU)
+    with pytest.raises(ValueError, match="muon was False, now True"):
+        load_run(path, ddpm, data, replace(CONFIG, muon=True), CPU)
     with pytest.raises(ValueError, match="images were built-in shapes"):
         load_run(path, ddpm, shapes(20), CONFIG, CPU)
     with pytest.raises(ValueError, match="noise schedule"):
