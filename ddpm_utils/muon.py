@@ -36,7 +36,10 @@ class Muon(torch.optim.Adam):
         for weight in self.matrices:
             if weight.grad is None:
                 continue
-            momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+            state = self.state[weight]
+            if not state:
+                state["momentum"] = torch.zeros_like(weight)
+            momentum = state["momentum"]
             momentum.mul_(MOMENTUM).add_(weight.grad)
             ahead = weight.grad + MOMENTUM * momentum  # Nesterov: where the momentum will be after the next gradient
             matrix = ahead.flatten(1)  # (c_out, c_in * 3 * 3): a convolution multiplies each patch by this matrix
