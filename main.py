@@ -32,10 +32,10 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model
+from ddpm_utils.checkpoint import PRETRAINED, Trained, load_model, save_checkpoint
 from ddpm_utils.data import ImageSet, load_images, to_float
 from ddpm_utils.diffusion import DDPM, cosine_betas, linear_betas, posterior_variances
-from ddpm_utils.evaluation import SIZES, Judge, held_out_loss, inception_fid, load_classifier, prior_bits
+from ddpm_utils.evaluation import SIZES, Judge, held_out_loss, inception_fid, load_classifier, look_shuffled, prior_bits
 from ddpm_utils.hardware import Setup, best_device, fastest, keep_freed_memory, measure_setups
 from ddpm_utils.sampling import last, noise_model, sample_ddim, sample_ddpm, sample_dpmpp, start_noise
 from ddpm_utils.training import Progress, Run, TrainConfig, load_run, option, save_run, train
@@ -118,6 +118,7 @@ class EvaluateOptions:
     seed: int = option(0, "of the samples and of the held-out noise")
     fid: bool = option(False, "also FID with Inception features: needs torchmetrics and a network")
     output: str = option("evaluation.json", "where the figures go")
+    features: str = option("", "also keep the classifier's features of the samples, in this file (.safetensors)")
     device: str = option("", "cpu, cuda, mps; by default the best there is")
 
     def __post_init__(self):
@@ -284,10 +285,10 @@ def run_evaluation(options: EvaluateOptions) -> int:
         wish = SampleOptions(number=number, sampler=options.sampler, steps=steps, guidance=guidance, seed=options.seed)
         return draw_images(model, wish, setup)
 
-    sets = {"real": judge(test_set.images, test_set.labels)}
+    sets = {"real": judge(*look_shuffled(classifier, test_set.images, test_set.labels))}
     if options.trained_on:
         copies = load_images(options.trained_on, "test")
-        sets["real, as trained on"] = judge(copies.images, copies.labels)
+        sets["real, as trained on"] = judge(*look_shuffled(classifier, copies.images, copies.labels))
     wishes = {
         "unguided": (trained, 1.0, options.steps, options.number),
         "guided": (trained, options.guidance, options.steps, options.number),
@@ -296,12 +297,14 @@ def run_evaluation(options: EvaluateOptions) -> int:
         wishes[f"guided, {steps} steps"] = (trained, options.guidance, steps, options.number // 4)
     if "compared" in models:
         wishes["compared"] = (models["compared"], 1.0, options.steps, options.number)
-    fid = {}
+    fid, kept = {}, {}
     for name, wish in wishes.items():
         start = time.perf_counter()
         images, labels = drawn(*wish)
         seconds = time.perf_counter() - start
-        sets[name] = judge(images, labels)
+        seen, intended = look_shuffled(classifier, images, labels)
+        sets[name] = judge(seen, intended)
+        kept |= {f"{name}.features": seen.features, f"{name}.labels": intended}
         recognised, *_, distance = sets[name]["recognised"], *sets[name]["frechet"].values()
         print(f"{name}: {seconds:.0f} s, recognised {recognised:.3f}, Frechet distance {distance:.3f}", flush=True)
         if options.fid and name in ("unguided", "guided"):
@@ -316,7 +319,7 @@ def run_evaluation(options: EvaluateOptions) -> int:
     results = {
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}, {setup}",
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "device")},
+        "options": {k: v for k, v in vars(options).items() if k not in ("output", "features", "device")},
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "data": [train_set.source, len(train_set), len(test_set), known.source, len(known)],
         "models": {name: size_and_training(model) for name, model in models.items()},
@@ -328,6 +331,8 @@ def run_evaluation(options: EvaluateOptions) -> int:
     }
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     Path(options.output).write_text(json.dumps(results, indent=1) + "\n")
+    if options.features:
+        save_checkpoint(options.features, kept, {"options": results["options"], "weights_sha256": results["sha256"]})
     print(f"All figures: {options.output}")
     return 0
 

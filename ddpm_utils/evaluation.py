@@ -104,6 +104,12 @@ def look_at(classifier: Classifier, images: Tensor, batch_size: int = 500) -> Se
     return Seen(features, classifier.head(features).argmax(1))
 
 
+def look_shuffled(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Seen, Tensor]:
+    """images as look_at takes them, and their labels (N,), both in random_order: any first n are a fair draw."""
+    order = random_order(len(images))
+    return look_at(classifier, images[order]), labels[order]
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Between two sets of features, (N, D) and (M, D): |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)).
 
@@ -124,7 +130,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet(samples: Tensor, reference: Tensor, n: int | None = None, groups: int = 10) -> Measured:
     """Frechet distance of the first n samples to a fixed reference, with the jackknife's standard error.
 
-    Give samples in random order, `samples[random_order(len(samples))]`: where classes take turns, a group that is left
+    Give samples in random order, as look_shuffled does: where classes take turns, a group that is left
     out may be a class, and the error is far too large. It says how much another n samples would change the distance,
     not how far n is from infinity: see `extrapolated`.
     """
@@ -174,23 +180,19 @@ class Judge:
     """
 
     def __init__(self, classifier: Classifier, reference: ImageSet, known: ImageSet):
-        self.classifier = classifier
         self.reference = look_at(classifier, reference.images).features
         self.known = look_at(classifier, known.images).features
 
-    def __call__(self, images: Tensor, labels: Tensor) -> dict:
-        """All that is measured on images, (N, 3, 32, 32), that should show labels, (N,): ready for JSON.
+    def __call__(self, seen: Seen, labels: Tensor) -> dict:
+        """All that is measured on N images, by look_shuffled, that should show labels, (N,): ready for JSON.
 
         "frechet": {n: (distance, error)} for several n; "neighbours": percentiles 1...99 of the distance to the
         nearest known image, of the first 1,000 images.
         """
-        order = random_order(len(images))
-        images, labels = images[order], labels[order]
-        seen = look_at(self.classifier, images)
-        sizes = [n for n in SIZES if n <= len(images)]
+        sizes = [n for n in SIZES if n <= len(labels)]
         distances, _ = nearest(seen.features[:1000], self.known)
         return {
-            "number": len(images),
+            "number": len(labels),
             "recognised": share(seen.labels == labels),
             "frechet": {n: frechet(seen.features, self.reference, n) for n in sizes},
             "frechet_limit": extrapolated(seen.features, self.reference),

@@ -11,7 +11,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 import main
-from ddpm_utils.checkpoint import save_checkpoint
+from ddpm_utils.checkpoint import load_checkpoint, save_checkpoint
 from ddpm_utils.data import shapes, to_float
 from ddpm_utils.diffusion import DDPM, linear_betas, posterior_variances
 from ddpm_utils.evaluation import (
@@ -27,6 +27,7 @@ from ddpm_utils.evaluation import (
     inception_fid,
     load_classifier,
     look_at,
+    look_shuffled,
     nearest,
     prior_bits,
     random_order,
@@ -169,15 +170,15 @@ def test_the_judge_knows_a_copy_and_a_wrong_label():
     real = shapes(400)
     judge = Judge(classifier, real, real)
     labels = look_at(classifier, real.images).labels
-    figures = judge(real.images, labels)
+    figures = judge(*look_shuffled(classifier, real.images, labels))
     assert figures["recognised"] == (1.0, 0.0) and figures["number"] == 400
     assert figures["frechet"][250].value < 0.05 and max(figures["neighbours"]) < 1e-3
-    assert judge(real.images, labels + 1)["recognised"].value == 0
+    assert judge(*look_shuffled(classifier, real.images, labels + 1))["recognised"].value == 0
     by_class = real.labels.argsort()
-    sorted_value = judge(real.images[by_class], labels[by_class])["frechet"][250].value
+    sorted_value = judge(*look_shuffled(classifier, real.images[by_class], labels[by_class]))["frechet"][250].value
     first_classes = frechet(judge.reference[by_class], judge.reference, 250).value
     assert sorted_value < 0.5 * first_classes  # the first n are a fair draw, in whatever order the images come
-    other = judge(shapes(400, seed=5).images, labels)
+    other = judge(*look_shuffled(classifier, shapes(400, seed=5).images, labels))
     assert min(other["neighbours"]) > 0 and other["frechet"][250].value > 0
 
 
@@ -207,13 +208,50 @@ def test_main_evaluate_writes_all_figures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(main, "held_out_loss", lambda *_: [])
     monkeypatch.setattr(main, "measure_setups", lambda model: {main.Setup(): 1e-3})
     out = tmp_path / "new" / "figures.json"
+    kept = tmp_path / "features.safetensors"
     words = ["evaluate", "--number", "1000", "--sweep", "7", "--trained-on", "x", "--output", str(out)]
-    assert main.main(words) == 0
+    assert main.main([*words, "--features", str(kept)]) == 0
     results = json.loads(out.read_text())
     assert list(results["sets"]) == ["real", "real, as trained on", "unguided", "guided", "guided, 7 steps"]
     assert results["sets"]["guided, 7 steps"]["number"] == 250 and results["options"]["sweep"] == "7"
     assert len(results["sets"]["unguided"]["neighbours"]) == 99
     assert "guided: " in capsys.readouterr().out
+    tensors, about = load_checkpoint(kept)
+    assert about["options"] == results["options"] and about["weights_sha256"] == results["sha256"]
+    classifier, _ = load_classifier()
+    for name in ("unguided", "guided, 7 steps"):  # what was kept is what was measured
+        features, labels = tensors[f"{name}.features"], tensors[f"{name}.labels"]
+        hits = classifier.head(features).argmax(1) == labels
+        assert share(hits) == tuple(results["sets"][name]["recognised"])
+        assert frechet(features, look_at(classifier, shapes(400).images).features, 250) == pytest.approx(
+            results["sets"][name]["frechet"]["250"]
+        )
+
+
+def test_the_features_that_notebook_08_reads_are_those_that_were_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(main.__file__).parent / "tools")
+    import evaluation_features as tool
+
+    measured = {f"{name}.features": normal(30, 192, seed).relu() for seed, name in enumerate(("unguided", "guided"))}
+    measured |= {f"{name}.labels": torch.arange(30) % 10 for name in ("unguided", "guided")}
+    save_checkpoint(tmp_path / "measured.safetensors", measured, {"options": {"seed": 3}, "weights_sha256": "abc"})
+    monkeypatch.setattr(tool, "load_images", lambda source, split="train": shapes(300, seed=int(split == "test")))
+    monkeypatch.setattr(tool, "KEPT", tool.KEPT | {"unguided": 20})
+    out = tmp_path / "out.safetensors"
+    words = ["tool", str(tmp_path / "measured.safetensors"), "--data", "x", "--output", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    tool.main()
+    tensors, about = load_checkpoint(out)
+    assert about["options"] == {"seed": 3} and about["weights_sha256"] == "abc" and about["reference"][1] == 300
+    for name, number in (("unguided", 20), ("guided", 30)):
+        features = (tensors[f"{name}.codes"].float() / 255).square() * tensors["scale"]  # as the notebook reads them
+        wanted = measured[f"{name}.features"][:number]
+        assert features.shape == wanted.shape and (features - wanted).abs().max() < 0.005 * tensors["scale"].max()
+        assert tensors[f"{name}.labels"].tolist() == measured[f"{name}.labels"][:number].tolist()
+    real = look_at(load_classifier()[0], shapes(300, seed=1).images[random_order(300)]).features
+    decoded = (tensors["real.codes"].float() / 255).square() * tensors["scale"]
+    assert frechet_distance(decoded, real) < 1e-3 and len(tensors["copies.codes"]) == 80
+    assert "out.safetensors" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words, said", [(["--number", "10"], "at least 1000"), (["--sweep", "5;x"], "5,10,50")])
@@ -227,7 +265,8 @@ def test_the_model_card_shows_what_was_measured(monkeypatch):
     from model_card import figures
 
     torch.manual_seed(0)
-    judge = Judge(Classifier((4, 4, 4, 8)).eval(), shapes(400), shapes(400))
+    classifier = Classifier((4, 4, 4, 8)).eval()
+    judge = Judge(classifier, shapes(400), shapes(400))
     sets = {"real": shapes(1000, seed=1), "unguided": shapes(1000, seed=2), "guided": shapes(1000, seed=3)}
     sets |= {"guided, 5 steps": shapes(250, seed=4), "compared": shapes(1000, seed=5)}
     results = {
@@ -236,7 +275,7 @@ def test_the_model_card_shows_what_was_measured(monkeypatch):
         "options": {"sampler": "ddim", "steps": 25, "seed": 0, "guidance": 2.0},
         "data": ["folder a", 400, 1000, "folder b", 400],
         "models": {"compared": {"parameters": 123_456, "images_seen": 7_890}},
-        "sets": {name: judge(images.images, images.labels) for name, images in sets.items()},
+        "sets": {name: judge(*look_shuffled(classifier, x.images, x.labels)) for name, x in sets.items()},
         "held_out": [{"first": 0, "last": 999, "loss": (0.03125, 0.001), "bits": (3.5, 0.01)}],
         "prior_bits": (0.25, 0.001),
         "seconds_64_guided": 12.34,

@@ -1,32 +1,28 @@
 """Store the classifier's features of samples and of real images, for notebook 08 to compute with.
 
-    python tools/evaluation_features.py --data data/cifar10-lossless --trained-on data/cifar10-jpeg
+    python main.py evaluate ... --features build/features.safetensors
+    python tools/evaluation_features.py build/features.safetensors --data data/cifar10-lossless
 
-The options are those of `main.py evaluate`, given as they were given there: the same samples are drawn, and kept in the
-order in which it measures them, so that the notebook finds the figures of the model card again. Written are features,
-means of 192 activations over a whole image, and labels; no pixel can be had back from them.
+The samples' features are those that `main.py evaluate` measured and kept, in its order, so that the notebook finds the
+figures of the model card again. Real images are looked at here. Written are features, means of 192 activations over a
+whole image, and labels; no pixel can be had back from them.
 
 A feature f >= 0 is kept as one byte, round(255 sqrt(f / largest f of its column)): the root makes the steps small
 where features are. The Frechet distance that the rounding alone makes is printed.
 """
 
-import hashlib
-import sys
+import argparse
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddpm_utils.checkpoint import load_checkpoint, save_checkpoint
+from ddpm_utils.data import load_images, to_float
+from ddpm_utils.evaluation import frechet_distance, load_classifier, look_at, look_shuffled, random_order
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # for main
-
-from ddpm_utils.checkpoint import PRETRAINED, load_model, save_checkpoint  # noqa: E402
-from ddpm_utils.data import load_images, to_float  # noqa: E402
-from ddpm_utils.evaluation import frechet_distance, load_classifier, look_at, random_order  # noqa: E402
-from ddpm_utils.hardware import fastest, measure_setups  # noqa: E402
-from main import EvaluateOptions, Parser, SampleOptions, add_options, draw_images, pick_device  # noqa: E402
-
 OUTPUT = ROOT / "notebooks" / "data" / "08_features.safetensors"
 LARGEST = 1_500_000  # bytes
 KEPT = {"unguided": 2000, "guided": 2000, "real": 1500, "train": 1000}  # images of each set, at most
@@ -41,33 +37,26 @@ CHANGES = {
 
 
 def main() -> None:
-    parser = Parser(description=__doc__)
-    add_options(parser, EvaluateOptions)
-    parser.set_defaults(output=str(OUTPUT))
-    options = EvaluateOptions(**vars(parser.parse_args()))
-    path = Path(options.checkpoint or PRETRAINED)
-    trained = load_model(path, pick_device(options.device))
-    setup = fastest(measure_setups(trained.model))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measured", type=Path, help="the file that main.py evaluate --features wrote")
+    parser.add_argument("--data", default="auto", help="real images, the same as there")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the features go")
+    args = parser.parse_args()
+    measured, about = load_checkpoint(args.measured)
     classifier, _ = load_classifier()
-
-    train, test = load_images(options.data), load_images(options.data, "test")
+    train, test = load_images(args.data), load_images(args.data, "test")
     reference = look_at(classifier, train.images).features
-    sets = {"real": (test.images, test.labels), "train": (train.images, train.labels)}
-    for name, guidance in (("unguided", 1.0), ("guided", options.guidance)):
-        wish = SampleOptions(
-            number=options.number, sampler=options.sampler, steps=options.steps, guidance=guidance, seed=options.seed
-        )
-        sets[name] = draw_images(trained, wish, setup)
 
-    features, labels = {}, {}
-    for name, (images, intended) in sets.items():
-        order = random_order(len(images))[: KEPT[name]]  # as Judge does
-        features[name] = look_at(classifier, images[order]).features
-        labels[f"{name}.labels"] = intended[order].to(torch.uint8)
-        if name == "train":
-            originals = to_float(images[order[:COPIED]])
-            copies = torch.cat([change(originals) for change in CHANGES.values()])  # (4 x 20, 3, 32, 32), by change
-            features["copies"] = look_at(classifier, copies).features
+    features = {name: measured[f"{name}.features"] for name in ("unguided", "guided")}
+    labels = {name: measured[f"{name}.labels"] for name in features}
+    for name, real in (("real", test), ("train", train)):
+        seen, labels[name] = look_shuffled(classifier, real.images, real.labels)
+        features[name] = seen.features
+    features = {name: features[name][:number] for name, number in KEPT.items()}
+    labels = {f"{name}.labels": labels[name][:number].to(torch.uint8) for name, number in KEPT.items()}
+    originals = to_float(train.images[random_order(len(train))[:COPIED]])
+    copies = torch.cat([change(originals) for change in CHANGES.values()])  # (4 x 20, 3, 32, 32), by change
+    features["copies"] = look_at(classifier, copies).features
     scale = torch.cat([reference, *features.values()]).max(0).values  # (192,)
     codes = {name: encode(values, scale) for name, values in features.items()}
     for name, values in features.items():
@@ -82,14 +71,14 @@ def main() -> None:
         "reference.cov": torch.cov(reference.double().T).float(),
     }
     info = {
-        "options": {k: v for k, v in vars(options).items() if k not in ("output", "device")},
-        "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "options": about["options"],
+        "weights_sha256": about["weights_sha256"],
         "reference": [train.source, len(train)],
         "class_names": list(train.class_names),
     }
-    save_checkpoint(options.output, tensors, info)
-    size = Path(options.output).stat().st_size
-    print(f"{Path(options.output).name}: {size:,} bytes")
+    save_checkpoint(args.output, tensors, info)
+    size = args.output.stat().st_size
+    print(f"{args.output.name}: {size:,} bytes")
     if size > LARGEST:
         raise SystemExit(f"more than {LARGEST:,} bytes; keep fewer images.")
 

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # for main
 
 from ddpm_utils.checkpoint import PRETRAINED, load_model  # noqa: E402
 from ddpm_utils.data import load_images  # noqa: E402
-from ddpm_utils.evaluation import frechet, load_classifier, look_at, random_order, share  # noqa: E402
+from ddpm_utils.evaluation import frechet, load_classifier, look_at, look_shuffled, random_order, share  # noqa: E402
 from ddpm_utils.hardware import fastest, measure_setups  # noqa: E402
 from main import SampleOptions, draw_images, pick_device  # noqa: E402
 
@@ -53,9 +53,8 @@ def main() -> None:
     reference = look_at(classifier, train.images).features
 
     def measured(images: Tensor, labels: Tensor) -> dict:
-        seen = look_at(classifier, images)
-        features = seen.features[random_order(len(images))]
-        return {"recognised": share(seen.labels == labels), "frechet": frechet(features, reference)}
+        seen, intended = look_shuffled(classifier, images, labels)
+        return {"recognised": share(seen.labels == intended), "frechet": frechet(seen.features, reference)}
 
     some = random_order(len(test))[: args.number]
     results = {
