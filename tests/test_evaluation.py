@@ -234,15 +234,14 @@ def test_the_features_that_notebook_08_reads_are_those_that_were_measured(tmp_pa
 
     measured = {f"{name}.features": normal(30, 192, seed).relu() for seed, name in enumerate(("unguided", "guided"))}
     measured |= {f"{name}.labels": torch.arange(30) % 10 for name in ("unguided", "guided")}
-    save_checkpoint(tmp_path / "measured.safetensors", measured, {"options": {"seed": 3}, "weights_sha256": "abc"})
+    save_checkpoint(tmp_path / "measured.safetensors", measured, {"options": {"data": "x"}, "weights_sha256": "abc"})
     monkeypatch.setattr(tool, "load_images", lambda source, split="train": shapes(300, seed=int(split == "test")))
     monkeypatch.setattr(tool, "KEPT", tool.KEPT | {"unguided": 20})
     out = tmp_path / "out.safetensors"
-    words = ["tool", str(tmp_path / "measured.safetensors"), "--data", "x", "--output", str(out)]
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", ["tool", str(tmp_path / "measured.safetensors"), "--output", str(out)])
     tool.main()
     tensors, about = load_checkpoint(out)
-    assert about["options"] == {"seed": 3} and about["weights_sha256"] == "abc" and about["reference"][1] == 300
+    assert about["options"] == {"data": "x"} and about["weights_sha256"] == "abc" and about["reference"][1] == 300
     for name, number in (("unguided", 20), ("guided", 30)):
         features = (tensors[f"{name}.codes"].float() / 255).square() * tensors["scale"]  # as the notebook reads them
         wanted = measured[f"{name}.features"][:number]

@@ -1,11 +1,11 @@
 """Store the classifier's features of samples and of real images, for notebook 08 to compute with.
 
     python main.py evaluate ... --features build/features.safetensors
-    python tools/evaluation_features.py build/features.safetensors --data data/cifar10-lossless
+    python tools/evaluation_features.py build/features.safetensors
 
 The samples' features are those that `main.py evaluate` measured and kept, in its order, so that the notebook finds the
-figures of the model card again. Real images are looked at here. Written are features, means of 192 activations over a
-whole image, and labels; no pixel can be had back from them.
+figures of the model card again. Its real images are looked at here. Written are features, means of 192 activations
+over a whole image, and labels; no pixel can be had back from them.
 
 A feature f >= 0 is kept as one byte, round(255 sqrt(f / largest f of its column)): the root makes the steps small
 where features are. The Frechet distance that the rounding alone makes is printed.
@@ -39,12 +39,11 @@ CHANGES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", type=Path, help="the file that main.py evaluate --features wrote")
-    parser.add_argument("--data", default="auto", help="real images, the same as there")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the features go")
     args = parser.parse_args()
     measured, about = load_checkpoint(args.measured)
     classifier, _ = load_classifier()
-    train, test = load_images(args.data), load_images(args.data, "test")
+    train, test = (load_images(about["options"]["data"], split) for split in ("train", "test"))
     reference = look_at(classifier, train.images).features
 
     features = {name: measured[f"{name}.features"] for name in ("unguided", "guided")}
