@@ -130,9 +130,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def frechet(samples: Tensor, reference: Tensor, n: int | None = None, groups: int = 10) -> Measured:
     """Frechet distance of the first n samples to a fixed reference, with the jackknife's standard error.
 
-    Give samples in random order, as look_shuffled does: where classes take turns, a group that is left
-    out may be a class, and the error is far too large. It says how much another n samples would change the distance,
-    not how far n is from infinity: see `extrapolated`.
+    Give samples in random order, as look_shuffled does: where classes take turns, a group that is left out may be a
+    class, and the error is far too large. It says how much another n samples would change the distance, not how far n
+    is from infinity: see `extrapolated`.
     """
     samples = samples[:n]
     indices = torch.arange(len(samples)) % groups
