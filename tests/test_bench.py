@@ -205,7 +205,23 @@ def test_the_stored_figures_are_complete_runs():
 
 def test_the_sampler_exists():
     chosen = json.loads(bench.SAMPLER.read_text(encoding="utf-8"))
-    assert chosen["sampler"] in main.SAMPLERS and chosen["steps"] > 0 and isinstance(chosen["quality"], str)
+    assert chosen["sampler"] in main.SAMPLERS and chosen["steps"] > 0
+    title = rows.ROWS["sample"].title(rows.Sizes(sampler=chosen["sampler"], steps=chosen["steps"]))
+    assert all(device["sample"]["title"] == title for device in bench.load(bench.RESULTS).values())
+
+
+def test_quality_is_told_beside_the_longest_ancestral_chain():
+    row = {"sampler": "dpmpp", "steps": 5, "recognised": [0.50, 0.03], "frechet": [2.0, 0.3]}
+    short = row | {"sampler": "ddpm-posterior", "recognised": [0.1, 0.1], "frechet": [9.0, 0.1]}
+    longest = short | {"steps": 100, "recognised": [0.60, 0.04], "frechet": [1.5, 0.4]}
+    measured = {"number": 200, "rows": [row | {"steps": 4}, row, short, longest]}
+    told = bench.quality({"sampler": "dpmpp", "steps": 5}, measured)
+    assert "200 unguided" in told and "50.0 ± 3.0% after 5 steps" in told and "60.0 ± 4.0% after 100" in told
+    assert "2.00 ± 0.30 and 1.50 ± 0.40" in told and "by 2.0 and 1.0 times" in told
+    for lacking in ({}, {"number": 200, "rows": [row]}, {"number": 200, "rows": [longest]}):
+        assert "not been compared" in bench.quality({"sampler": "dpmpp", "steps": 5}, lacking)
+    results = stored([1.0], [2.0], row="sample")
+    assert f"a title: {bench.quality(bench.load(bench.SAMPLER), bench.load(bench.QUALITY))}\n" in bench.table(results)
 
 
 # ---- memory that is kept -----------------------------------------------------------------------------------------

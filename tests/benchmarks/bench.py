@@ -11,14 +11,14 @@ Each contestant lives in a process of its own. They take turns, one at a time an
 slows the machine down for a while falls on all of them; a ratio is taken within each turn. The first turn warms up and
 is not counted. Every row is stored as soon as it is done.
 
-sampler.json, beside this file, names the sampler and the number of steps that the row "sample" gives ours. Its
-"quality" is a sentence that says how its samples compare with those of 1000 ancestral steps, as `tools/steps.py`
-measured it; while it is empty, the table says that this has not been compared.
+sampler.json, beside this file, names the sampler and the number of steps that the row "sample" gives ours. The remark
+below the table says how its samples compare with those of 1000 ancestral steps, as `tools/steps.py` measured it.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -46,6 +46,7 @@ from notebooks import Unfit, between_markers, write  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
 SAMPLER = Path(__file__).with_name("sampler.json")
+QUALITY = ROOT / "notebooks" / "data" / "06_steps.json"
 TURNS = 5
 
 
@@ -99,8 +100,6 @@ def measure(names: list[str], args: argparse.Namespace) -> None:
             print(f"{name}: without {contestant.name}, as {contestant.needs} is not installed", flush=True)
         result = context(args) | {"title": row.title(sizes), "images": row.images(sizes) if row.images else None}
         result["contestants"] = take_turns(name, [c.name for c in taking_part], sizes, args)
-        if name == "sample":
-            result["remark"] = chosen["quality"] or "The quality of the samples has not been compared yet."
         known = load(args.output)
         known.setdefault(args.device, {})[name] = result
         write(args.output, json.dumps(known, indent=1) + "\n")
@@ -245,7 +244,7 @@ def load(path: Path) -> dict:
 
 def table(results: dict) -> str:
     """The table of the stored figures, in Markdown: one line per row and contestant beside ours."""
-    lines, remarks = [], []
+    lines = []
     cpu, gpu = results.get("cpu", {}), results.get("cuda", {})
     for name, row in ROWS.items():
         measured = cpu.get(name) or gpu.get(name)
@@ -255,9 +254,9 @@ def table(results: dict) -> str:
             on_gpu = faster(gpu.get(name), contestant.name, row.bound)
             first = [title, cells[0]] if i == 0 else ["", ""]  # the same for all its lines: told once
             lines.append(f"| {' | '.join([*first, *cells[1:], on_gpu])} |\n")
-        if measured and measured.get("remark"):
-            remarks.append(f"{measured['title']}: {measured['remark']}")
-    remarks = [*remarks, *conditions(cpu), *conditions(gpu)]
+    sampled = cpu.get("sample") or gpu.get("sample")
+    remarks = [f"{sampled['title']}: {quality(load(SAMPLER), load(QUALITY))}"] if sampled else []
+    remarks += [*conditions(cpu), *conditions(gpu)]
     return HEADER + "".join(lines) + "".join(f"\n{remark}\n" for remark in remarks)
 
 
@@ -310,6 +309,26 @@ def number(value: float) -> str:
 
 def memory(megabytes: float) -> str:
     return f"{megabytes / 1000:.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
+
+
+def quality(chosen: dict, measured: dict) -> str:
+    """What the samples are worth beside those of the longest ancestral chain, by the figures of tools/steps.py."""
+    found = measured.get("rows", [])
+    ours = next((row for row in found if (row["sampler"], row["steps"]) == (chosen["sampler"], chosen["steps"])), None)
+    ancestral = [row for row in found if row["sampler"] == "ddpm-posterior"]
+    if not ours or not ancestral:
+        return "the quality of its samples has not been compared yet."
+    longest = max(ancestral, key=lambda row: row["steps"])
+    (p, p_error), (q, q_error) = ours["recognised"], longest["recognised"]
+    (d, d_error), (e, e_error) = ours["frechet"], longest["frechet"]
+    apart = abs(p - q) / math.hypot(p_error, q_error), abs(d - e) / math.hypot(d_error, e_error)
+    return (
+        f"of {measured['number']} unguided images of the shipped model (`tools/steps.py`, in "
+        f"{QUALITY.relative_to(ROOT).as_posix()}), our classifier recognises {100 * p:.1f} ± {100 * p_error:.1f}% "
+        f"after {ours['steps']} steps and {100 * q:.1f} ± {100 * q_error:.1f}% after {longest['steps']} ancestral "
+        f"ones; the Frechet distances are {d:.2f} ± {d_error:.2f} and {e:.2f} ± {e_error:.2f} (less is better). They "
+        f"differ by {apart[0]:.1f} and {apart[1]:.1f} times the difference's standard error."
+    )
 
 
 def conditions(rows: dict[str, dict]) -> Iterator[str]:
