@@ -42,6 +42,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import torch  # noqa: E402 (what the folders above hold is needed first, and the processes below need it too)
 from rows import QUICK, ROWS, Sizes, peak_memory  # noqa: E402
 
+from ddpm_utils.evaluation import Measured  # noqa: E402
 from notebooks import Unfit, between_markers, write  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -319,15 +320,14 @@ def quality(chosen: dict, measured: dict) -> str:
     if not ours or not ancestral:
         return "the quality of its samples has not been compared yet."
     longest = max(ancestral, key=lambda row: row["steps"])
-    (p, p_error), (q, q_error) = ours["recognised"], longest["recognised"]
-    (d, d_error), (e, e_error) = ours["frechet"], longest["frechet"]
-    apart = abs(p - q) / math.hypot(p_error, q_error), abs(d - e) / math.hypot(d_error, e_error)
+    p, q = (Measured(*(100 * part for part in row["recognised"])) for row in (ours, longest))
+    d, e = (Measured(*row["frechet"]) for row in (ours, longest))
+    apart = [abs(a.value - b.value) / math.hypot(a.error, b.error) for a, b in ((p, q), (d, e))]
     return (
         f"of {measured['number']} unguided images of the shipped model (`tools/steps.py`, in "
-        f"{QUALITY.relative_to(ROOT).as_posix()}), our classifier recognises {100 * p:.1f} ± {100 * p_error:.1f}% "
-        f"after {ours['steps']} steps and {100 * q:.1f} ± {100 * q_error:.1f}% after {longest['steps']} ancestral "
-        f"ones; the Frechet distances are {d:.2f} ± {d_error:.2f} and {e:.2f} ± {e_error:.2f} (less is better). They "
-        f"differ by {apart[0]:.1f} and {apart[1]:.1f} times the difference's standard error."
+        f"{QUALITY.relative_to(ROOT).as_posix()}), our classifier recognises {p:.1f}% after {ours['steps']} steps and "
+        f"{q:.1f}% after {longest['steps']} ancestral ones; the Frechet distances are {d:.2f} and {e:.2f} (less is "
+        f"better). They differ by {apart[0]:.1f} and {apart[1]:.1f} times the difference's standard error."
     )
 
 
